@@ -1,0 +1,55 @@
+# make demo   the main job, offline after installation: train, export, verify, measure, report
+# make test   linter, formatter, strict types, tests
+# make peers  environments of the exporters that benchmarks/ measures against
+# make bench  every benchmark, into out/benchmarks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+TFLITE_RUNTIME := .envs/tflite-runtime
+
+.PHONY: demo test check lint peers bench clean
+
+demo: $(VENV)/.all
+	$(BIN)/patchdeploy demo --out out/demo
+
+test: $(VENV)/.dev $(TFLITE_RUNTIME)/.ready lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+peers: $(VENV)/.dev
+	benchmarks/peers/make_environment.sh litert-torch
+
+bench: $(VENV)/.dev
+	benchmarks/run_all.sh out/benchmarks
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing patchdeploy and what it needs (torch is large; a few minutes)"
+	$(PIP_INSTALL) --editable '.[all]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing patchdeploy and what its tests need (torch is large; a few minutes)"
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/.all
+
+# tflite-runtime's last release (2.14) has wheels up to Python 3.11 and wants numpy 1.26: an
+# environment of its own. Where it cannot be made, its tests are skipped and say so.
+$(TFLITE_RUNTIME)/.ready: $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python 3.11 $(TFLITE_RUNTIME) && \
+	$(BIN)/uv pip install --quiet --python $(TFLITE_RUNTIME)/bin/python \
+	  tflite-runtime==2.14.0 numpy==1.26.4 pillow || echo "no tflite-runtime here"
+	mkdir -p $(TFLITE_RUNTIME) && touch $@
+
+clean:
+	rm -rf $(VENV) .envs out build *.egg-info

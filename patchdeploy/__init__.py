@@ -1,0 +1,1 @@
+"""patchdeploy: one frozen base network, a tiny patch per task and resolution."""

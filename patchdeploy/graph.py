@@ -1,0 +1,273 @@
+"""The neutral graph: what a network computes, free of torch and of any runtime.
+
+In: nothing (lowering builds it). Out: a `Graph` of few operators on values of shape
+[N, H, W, C], whose parameters keep the names of the base's state dict, so that a patch (a
+mapping from those names to tensors) can be folded in without knowing the framework.
+
+The same graph serves every resolution: `infer_shapes` computes the sizes for one of them.
+A linear layer is a 1x1 convolution, a flatten after pooling changes nothing, average pooling
+with a fixed window is a depthwise convolution with a constant kernel, and a normalisation that
+follows no convolution is a depthwise 1x1 convolution: the writers then need few operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdeploy.data import Preprocessing
+
+Activation = Literal["none", "relu", "relu6", "hard_sigmoid"]
+PointwiseKind = Literal["hard_swish", "sigmoid"]
+Padding = tuple[int, int, int, int]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation: ``<name>.weight``, ``.bias``, ``.running_mean`` and ``.running_var``."""
+
+    name: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """``activation(scale[c] * (W[c] * x) + bias[c])``: a convolution with its affine site.
+
+    Attributes:
+        name: module path, unique; the name of the site that a patch addresses.
+        weight: key of the kernel in ``Graph.parameters``, torch layout [O, I/groups, kh, kw]
+            (or [O, I] for a linear layer, [O, I*kh*kw] for one after a flatten).
+        bias: key of the bias, or None.
+        norm: the normalisation that follows, or None (then ``<name>.patch_scale`` and
+            ``<name>.patch_bias`` are the explicit scale and bias that a patch may carry).
+        kernel, stride, dilation: (height, width).
+        padding: zeros at (top, bottom, left, right).
+        activation: applied last. ``hard_sigmoid`` is relu6(x + 3) / 6.
+        is_constant: the kernel is part of the graph (pooling, identity), never of a patch.
+    """
+
+    name: str
+    input: str
+    output: str
+    weight: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    bias: str | None = None
+    norm: Norm | None = None
+    groups: int = 1
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    activation: Activation = "none"
+    is_constant: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.in_channels
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """``hard_swish`` (x * relu6(x + 3) / 6) or ``sigmoid`` (1 / (1 + exp(-x)))."""
+
+    name: str
+    input: str
+    output: str
+    kind: PointwiseKind
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Sum of two values of one shape, then ``activation`` (none, relu or relu6)."""
+
+    name: str
+    inputs: tuple[str, str]
+    output: str
+    activation: Activation = "none"
+
+
+@dataclass(frozen=True)
+class Mul:
+    """Product; the second input may be [N, 1, 1, C] (squeeze-excitation)."""
+
+    name: str
+    inputs: tuple[str, str]
+    output: str
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Concatenation along the channels."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Maximum over a window; padding counts as minus infinity. ``ceil_mode`` as in torch."""
+
+    name: str
+    input: str
+    output: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding = (0, 0, 0, 0)
+    ceil_mode: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool:
+    """Mean over height and width, to [N, 1, 1, C]."""
+
+    name: str
+    input: str
+    output: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class ChannelSelect:
+    """``output[..., k] = input[..., indices[k]]``: a split (contiguous) or a channel shuffle."""
+
+    name: str
+    input: str
+    output: str
+    indices: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    @property
+    def is_contiguous(self) -> bool:
+        return all(b - a == 1 for a, b in zip(self.indices, self.indices[1:], strict=False))
+
+
+Operator = Conv2d | Pointwise | Add | Mul | Concat | MaxPool | GlobalAvgPool | ChannelSelect
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operators in topological order, and the base's parameters that they name.
+
+    Attributes:
+        name: the base's name.
+        base_sha256: content hash of the base that this was lowered from.
+        preprocessing: how pixels become the network's input; the folding pass merges its
+            mean and standard deviation into the first convolution.
+        input, output: value names; the input has 3 channels, the output is [N, 1, 1, classes].
+        head: name of the convolution that is the last layer.
+        channels: channels of every value.
+        parameters: base tensors by state-dict name, float32.
+    """
+
+    name: str
+    base_sha256: str
+    preprocessing: Preprocessing
+    input: str
+    output: str
+    head: str
+    operators: tuple[Operator, ...]
+    channels: Mapping[str, int]
+    parameters: Mapping[str, FloatArray]
+
+    def convolutions(self) -> Iterator[Conv2d]:
+        """Every convolution, in order: the order of the sites in a patch file."""
+        return (operator for operator in self.operators if isinstance(operator, Conv2d))
+
+    def producer(self, value: str) -> Operator | None:
+        """The operator that writes ``value``; None for the graph's input."""
+        return next((o for o in self.operators if o.output == value), None)
+
+    def consumers(self, value: str) -> tuple[Operator, ...]:
+        """The operators that read ``value``."""
+        return tuple(o for o in self.operators if value in o.inputs)
+
+
+def window_output(
+    size: int, kernel: int, stride: int, before: int, after: int, dilation: int, ceil_mode: bool
+) -> int:
+    """Output length of a sliding window; as in torch, none starts in the end padding."""
+    span = size + before + after - dilation * (kernel - 1) - 1
+    count = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if ceil_mode and (count - 1) * stride >= size + before:
+        count -= 1
+    return count
+
+
+def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
+    """(height, width, channels) of every value for an input of ``height`` x ``width`` pixels."""
+    shapes: dict[str, Shape] = {graph.input: (height, width, graph.channels[graph.input])}
+    for operator in graph.operators:
+        rows, columns, _ = shapes[operator.inputs[0]]
+        if isinstance(operator, Conv2d | MaxPool):
+            top, bottom, left, right = operator.padding
+            dilation = operator.dilation if isinstance(operator, Conv2d) else (1, 1)
+            ceil_mode = isinstance(operator, MaxPool) and operator.ceil_mode
+            kernel, stride = operator.kernel, operator.stride
+            rows = window_output(rows, kernel[0], stride[0], top, bottom, dilation[0], ceil_mode)
+            columns = window_output(
+                columns, kernel[1], stride[1], left, right, dilation[1], ceil_mode
+            )
+        elif isinstance(operator, GlobalAvgPool):
+            rows = columns = 1
+        shapes[operator.output] = (rows, columns, graph.channels[operator.output])
+    return shapes
+
+
+def count_macs(graph: Graph, height: int, width: int) -> int:
+    """Multiply-accumulates of all convolutions for one image of ``height`` x ``width`` pixels."""
+    shapes = infer_shapes(graph, height, width)
+    total = 0
+    for conv in graph.convolutions():
+        rows, columns, channels = shapes[conv.output]
+        taps = conv.kernel[0] * conv.kernel[1] * conv.in_channels // conv.groups
+        total += rows * columns * channels * taps
+    return total
+
+
+def tied_values(graph: Graph) -> dict[str, str]:
+    """Value -> representative: values that must share one scale and zero point.
+
+    Maximum, concatenation and channel selection copy integers, so their inputs and outputs
+    carry the same quantisation parameters (TFLite quantisation spec, CONCATENATION, MAX_POOL_2D).
+    """
+    parent: dict[str, str] = {value: value for value in graph.channels}
+
+    def find(value: str) -> str:
+        while parent[value] != value:
+            value = parent[value]
+        return value
+
+    order = {value: k for k, value in enumerate(graph.channels)}
+    for operator in graph.operators:
+        if isinstance(operator, Concat | MaxPool | ChannelSelect):
+            for value in operator.inputs:
+                roots = sorted((find(value), find(operator.output)), key=order.__getitem__)
+                parent[roots[1]] = roots[0]
+    return {value: find(value) for value in graph.channels}

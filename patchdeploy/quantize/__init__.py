@@ -1,0 +1,1 @@
+"""Quantisation: the base once, then activation parameters per task and resolution."""

@@ -1,0 +1,297 @@
+"""Slots: the places of a base file that a patch may set, and nothing else.
+
+In: a base file, its slot table (written with it), the flat values of a task at a resolution.
+Out: the patched file, byte-identical to exporting the task on its own. A slot table is bound
+to its base file by SHA-256 and is the only place where offsets are kept: a patch carries
+values in site order, so neither torch nor the graph is needed to apply one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdeploy.errors import IntegrityError, SlotTableError, UnknownResolutionError
+from patchdeploy.storage import sha256_hex
+
+SlotKind = Literal[
+    "weight", "weight_scale", "bias", "bias_scale", "activation_scale", "activation_zero_point"
+]
+SLOT_KINDS = frozenset(
+    ("weight", "weight_scale", "bias", "bias_scale", "activation_scale", "activation_zero_point")
+)
+SLOT_DTYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype("<f4"),
+    "i32": np.dtype("<i4"),
+    "i64": np.dtype("<i8"),
+    "i8": np.dtype("i1"),
+    "u8": np.dtype("u1"),
+}
+WEIGHT_LAYOUTS: dict[str, tuple[int, int, int, int]] = {
+    "ohwi": (0, 1, 2, 3),
+    "1hwo": (3, 1, 2, 0),
+    "oihw": (0, 3, 1, 2),
+}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PatchValues:
+    """One task at one resolution as flat arrays, in the base's site order.
+
+    Attributes:
+        weight_scale: float32 [rows], the output channels of every convolution in graph order.
+        bias: int32 [rows], in the same order.
+        activation_scale: float32 [activation sites], positive and normal.
+        activation_zero_point: int8 [activation sites].
+        weights: int8 [n], the patch-owned kernels [O, kh, kw, I/groups], one after the other.
+    """
+
+    weight_scale: NDArray[np.float32]
+    bias: NDArray[np.int32]
+    activation_scale: NDArray[np.float32]
+    activation_zero_point: NDArray[np.int8]
+    weights: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One run of bytes in the base file.
+
+    Attributes:
+        site: a convolution's name or an activation site's, for people and messages.
+        kind: which values of `PatchValues` the bytes hold. ``bias_scale`` is derived:
+            activation_scale[x_index] * weight_scale, rounded once to float32.
+        resolution: the signature that reads it; None where every resolution shares the slot.
+        offset_bytes: from the start of the file.
+        start, count: the run of elements in the array that ``kind`` names.
+        dtype: a key of SLOT_DTYPES, little-endian; a ``u8`` zero point is the int8 one plus 128.
+        x_index: for ``bias_scale``, the activation site of the convolution's input; else -1.
+        layout, shape: for ``weight``, a key of WEIGHT_LAYOUTS and [O, kh, kw, I/groups]; else
+            empty.
+        name: the runtime's own name, where it overrides by name (an ONNX initialiser).
+    """
+
+    site: str
+    kind: SlotKind
+    resolution: int | None
+    offset_bytes: int
+    start: int
+    count: int
+    dtype: str
+    x_index: int = -1
+    layout: str = ""
+    shape: tuple[int, ...] = ()
+    name: str = ""
+
+    @property
+    def length_bytes(self) -> int:
+        return self.count * SLOT_DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A little-endian uint32 to set at an offset: see ``SlotTable.views``."""
+
+    offset_bytes: int
+    value: int
+
+
+@dataclass(frozen=True)
+class SlotTable:
+    """Every slot of one base file.
+
+    Attributes:
+        runtime: the converter's name, "tflite" or "onnx".
+        base_sha256: of the base file's bytes.
+        base_bytes: its length.
+        resolutions: the signatures in the file; empty where height and width are free.
+        slots: sorted by offset, inside the file, without overlap.
+        views: per resolution, edits that leave only that resolution's signature reachable, so
+            that a runtime packs one subgraph instead of all (empty where there is no need).
+    """
+
+    runtime: str
+    base_sha256: str
+    base_bytes: int
+    resolutions: tuple[int, ...]
+    slots: tuple[Slot, ...]
+    views: Mapping[int, tuple[Edit, ...]]
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: one row a slot, columns named once."""
+        document = {
+            "format": FORMAT,
+            "runtime": self.runtime,
+            "base_sha256": self.base_sha256,
+            "base_bytes": self.base_bytes,
+            "resolutions": list(self.resolutions),
+            "slot_fields": _SLOT_FIELDS,
+            "slots": [list(astuple(slot)) for slot in self.slots],
+            "views": {
+                str(resolution): [list(astuple(edit)) for edit in edits]
+                for resolution, edits in self.views.items()
+            },
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> SlotTable:
+        """Parse and check a slot table.
+
+        Raises:
+            SlotTableError: truncated, unknown keys, or slots that leave the file or overlap.
+        """
+        try:
+            table = _parse_table(json.loads(data))
+        except SlotTableError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SlotTableError(
+                f"slot table of {len(data)} bytes does not parse ({error}); a slot table is the "
+                "JSON that export wrote beside the base file; copy it again or export again"
+            ) from error
+        check_table(table)
+        return table
+
+
+_SLOT_FIELDS = [field.name for field in fields(Slot)]
+
+
+def _parse_table(document: dict[str, Any]) -> SlotTable:
+    if document["format"] != FORMAT or document["slot_fields"] != _SLOT_FIELDS:
+        raise SlotTableError(
+            f"slot table has format {document['format']!r}; this version reads format {FORMAT}; "
+            "export the base again or upgrade patchdeploy"
+        )
+    shape = _SLOT_FIELDS.index("shape")
+    return SlotTable(
+        runtime=str(document["runtime"]),
+        base_sha256=str(document["base_sha256"]),
+        base_bytes=int(document["base_bytes"]),
+        resolutions=tuple(int(resolution) for resolution in document["resolutions"]),
+        slots=tuple(
+            Slot(*row[:shape], tuple(row[shape]), *row[shape + 1 :]) for row in document["slots"]
+        ),
+        views={
+            int(resolution): tuple(Edit(int(offset), int(value)) for offset, value in edits)
+            for resolution, edits in document["views"].items()
+        },
+    )
+
+
+def check_table(table: SlotTable) -> None:
+    """Check that slots are known, sorted, inside the file and do not overlap.
+
+    Raises:
+        SlotTableError: naming the first slot that breaks the rule.
+    """
+    end = 0
+    for index, slot in enumerate(table.slots):
+        numbers = (slot.offset_bytes, slot.start, slot.count, slot.x_index)
+        known = slot.kind in SLOT_KINDS and slot.dtype in SLOT_DTYPES
+        if slot.kind == "weight":
+            known = known and slot.layout in WEIGHT_LAYOUTS and len(slot.shape) == 4
+        if not known or any(type(k) is not int for k in numbers) or slot.count < 1:
+            raise SlotTableError(
+                f"slot {index} ({slot.site!r}, kind {slot.kind!r}, dtype {slot.dtype!r}) is not "
+                "one this version knows; export the base again or upgrade patchdeploy"
+            )
+        if slot.offset_bytes < end or slot.offset_bytes + slot.length_bytes > table.base_bytes:
+            raise SlotTableError(
+                f"slot {index} ({slot.site!r}) covers bytes {slot.offset_bytes} to "
+                f"{slot.offset_bytes + slot.length_bytes}; slots lie in order, apart, inside the "
+                f"{table.base_bytes} bytes of the base file; export the base again"
+            )
+        end = slot.offset_bytes + slot.length_bytes
+    for edit in (edit for edits in table.views.values() for edit in edits):
+        if not 0 <= edit.offset_bytes <= table.base_bytes - 4:
+            raise SlotTableError(
+                f"a view edits byte {edit.offset_bytes}, outside the {table.base_bytes} bytes of "
+                "the base file; export the base again"
+            )
+
+
+def slot_values(slot: Slot, values: PatchValues) -> NDArray[Any]:
+    """The elements of ``values`` for ``slot``, flat, in the slot's dtype and layout."""
+    run = slice(slot.start, slot.start + slot.count)
+    dtype = SLOT_DTYPES[slot.dtype]
+    if slot.kind == "weight":
+        kernel = values.weights[run].reshape(slot.shape)
+        return np.ascontiguousarray(kernel.transpose(WEIGHT_LAYOUTS[slot.layout])).reshape(-1)
+    if slot.kind == "weight_scale":
+        return values.weight_scale[run].astype(dtype, copy=False)
+    if slot.kind == "bias":
+        return values.bias[run].astype(dtype, copy=False)
+    if slot.kind == "bias_scale":
+        x_scale = values.activation_scale[slot.x_index]
+        return np.multiply(x_scale, values.weight_scale[run], dtype=np.float32)
+    if slot.kind == "activation_scale":
+        return values.activation_scale[run].astype(dtype, copy=False)
+    shift = 128 if slot.dtype == "u8" else 0
+    return (values.activation_zero_point[run].astype(np.int64) + shift).astype(dtype)
+
+
+def overlay(
+    base_file: bytes | memoryview, table: SlotTable, variants: Mapping[int, PatchValues]
+) -> bytearray:
+    """A copy of ``base_file`` with the slots of every resolution in ``variants`` set.
+
+    A slot that every resolution shares is set from the first variant. A table without
+    resolutions (free height and width) takes exactly one variant, under any key.
+
+    Raises:
+        IntegrityError: the base file is not the one that the table is bound to.
+        UnknownResolutionError: a variant's resolution has no signature in the file.
+    """
+    digest = sha256_hex(base_file)
+    if digest != table.base_sha256:
+        raise IntegrityError(
+            f"base file has SHA-256 {digest}; its slot table is bound to {table.base_sha256}; "
+            "restore the base file that the table was exported with"
+        )
+    return apply_values(bytearray(base_file), table, variants)
+
+
+def apply_values(
+    target: bytearray, table: SlotTable, variants: Mapping[int, PatchValues]
+) -> bytearray:
+    """Set slots in ``target``, a copy of a base file whose hash was checked; returns it.
+
+    Raises:
+        UnknownResolutionError: a variant's resolution has no signature in the file.
+    """
+    first = next(iter(variants.values()))
+    for resolution in variants:
+        if table.resolutions and resolution not in table.resolutions:
+            raise UnknownResolutionError(
+                f"resolution {resolution} px is not in this base file, which has "
+                f"{', '.join(map(str, table.resolutions))}; choose one of them or export again"
+            )
+    for slot in table.slots:
+        values = first if slot.resolution is None else variants.get(slot.resolution)
+        if values is not None:
+            end = slot.offset_bytes + slot.length_bytes
+            target[slot.offset_bytes : end] = slot_values(slot, values).tobytes()
+    return target
+
+
+def select_view(target: bytearray, table: SlotTable, resolution: int) -> bytearray:
+    """Leave only ``resolution``'s signature reachable in ``target``; returns it.
+
+    Raises:
+        UnknownResolutionError: the file has no such signature.
+    """
+    if table.resolutions and resolution not in table.resolutions:
+        raise UnknownResolutionError(
+            f"resolution {resolution} px is not in this base file, which has "
+            f"{', '.join(map(str, table.resolutions))}; choose one of them or export again"
+        )
+    for edit in table.views.get(resolution, ()):
+        target[edit.offset_bytes : edit.offset_bytes + 4] = edit.value.to_bytes(4, "little")
+    return target

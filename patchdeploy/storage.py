@@ -1,0 +1,59 @@
+"""Files that are either the old ones or the new ones, never half written.
+
+In: bytes and a path. Out: the file, written to a temporary name, synced and renamed, or a
+StorageError with nothing changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from patchdeploy.errors import StorageError
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """SHA-256 of ``data``, 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that after any fault the file is the old one or the new one.
+
+    Temporary name in the same directory, write, fsync, rename, fsync of the directory.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written; ``path`` is as it was.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; "
+            "free space or choose another place; what was there is unchanged"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

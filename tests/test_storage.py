@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import pytest
+
+from patchdeploy.errors import StorageError
+from patchdeploy.storage import sha256_hex, write_atomic
+
+
+def test_writing_replaces_the_file_and_leaves_no_temporary_name(tmp_path):
+    path = tmp_path / "folder" / "file.bin"
+    write_atomic(path, b"old")
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error_with_a_remedy(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="choose another place; what was there is unchanged"):
+        write_atomic(tmp_path / "file" / "below", b"data")
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    # A file size limit makes the kernel fail a write in the middle, as a full disk does.
+    program = (
+        "import resource, signal, sys, pathlib\n"
+        "from patchdeploy.storage import write_atomic\n"
+        "from patchdeploy.errors import StorageError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    write_atomic(pathlib.Path(sys.argv[1]), bytes(100_000))\n"
+        "except StorageError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"refused: cannot write {path} (100000 bytes)")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_sha256_is_the_published_one_of_the_empty_string():
+    assert sha256_hex(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
