@@ -32,6 +32,9 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 import torchvision
+from safetensors.torch import save_file
+
+from patchdeploy.data import Preprocessing, resize_batch
 
 ASSETS = Path(__file__).resolve().parent.parent / "patchdeploy" / "assets"
 DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
@@ -183,6 +186,70 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"epoch {epoch} saved, loss {running / max(seen, 1):.4f}, {record}", flush=True)
 
 
+def finalise(arguments: argparse.Namespace) -> None:
+    """Round the last checkpoint to float16, measure it on the test images, write the assets."""
+    stored = torch.load(arguments.checkpoint, weights_only=True)
+    state = {
+        key: value.half().contiguous()
+        for key, value in stored["state"].items()
+        if not key.endswith("num_batches_tracked")
+    }
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    save_file(state, ASSETS / "embedded_base.safetensors")
+    write_sample(arguments.data)
+    network = build_network().eval()
+    network.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    preprocessing = Preprocessing((MEAN,) * 3, (STD,) * 3, max(RESOLUTIONS_PX))
+    facts = {
+        "architecture": "torchvision mobilenet_v2",
+        "width_mult": WIDTH_MULT,
+        "classes": list(CLASSES),
+        "preprocessing": preprocessing.to_json(),
+        "training": {"data": "Fashion-MNIST, its 60,000 training images", **stored["record"]},
+        "resolutions": list(RESOLUTIONS_PX),
+        "test_images": 10_000,
+        "test_top1": measure(network, arguments.data, preprocessing),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
+    (ASSETS / "embedded_base.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts["test_top1"]))
+
+
+@torch.no_grad()
+def measure(network: torch.nn.Module, data: Path, preprocessing: Preprocessing) -> dict[str, float]:
+    """Top-1 on the 10,000 test images at each resolution."""
+    images = read_idx(data / "t10k-images-idx3-ubyte.gz")
+    labels = torch.from_numpy(read_idx(data / "t10k-labels-idx1-ubyte.gz").copy()).long()
+    colour_images = np.repeat(images[..., None], 3, axis=3)
+    found = {}
+    for size_px in RESOLUTIONS_PX:
+        pixels = torch.from_numpy(resize_batch(colour_images, size_px, preprocessing))
+        hits = 0
+        for part, truth in zip(pixels.split(500), labels.split(500), strict=True):
+            answer = network(normalise(part.permute(0, 3, 1, 2))).argmax(1)
+            hits += int((answer == truth).sum())
+        found[str(size_px)] = hits / len(labels)
+    return found
+
+
+def write_sample(data: Path, seed: int = 0) -> None:
+    """3,000 training and 1,000 test images, as many of each class, for the demo."""
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray[Any, Any]] = {"classes": np.array(CLASSES)}
+    for part, prefix, per_class in (("train", "train", 300), ("test", "t10k", 100)):
+        images = read_idx(data / f"{prefix}-images-idx3-ubyte.gz")
+        labels = read_idx(data / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int64)
+        members = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
+        picked = np.concatenate([generator.permutation(m)[:per_class] for m in members])
+        generator.shuffle(picked)
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images[picked], labels[picked]
+    np.savez_compressed(ASSETS / "fashion_mnist_sample.npz", **arrays)
+
+
 def main() -> int:
     """Parse the command line and run the phase."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -196,7 +263,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    train(arguments)
+    {"train": train, "finalise": finalise}[arguments.phase](arguments)
     return 0
 
 

@@ -1,1 +1,93 @@
-"""patchdeploy: one frozen base network, a tiny patch per task and resolution."""
+"""patchdeploy: one frozen int8 base network, a tiny patch per task and resolution.
+
+Running a bundle needs numpy, Pillow and one runtime; what trains or exports is imported on first
+use, so that ``import patchdeploy`` loads neither torch nor a runtime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from patchdeploy.bundle import Bundle, add_task, open_bundle, remove_task, size_report
+from patchdeploy.data import (
+    ImageDataset,
+    Preprocessing,
+    load_image,
+    load_image_folder,
+    load_packaged,
+)
+from patchdeploy.errors import PatchdeployError
+from patchdeploy.runtime import Engine, Prediction
+from patchdeploy.verify import VerifyReport, verify_bundle
+
+if TYPE_CHECKING:
+    from patchdeploy.base import Base
+    from patchdeploy.export import CalibrationConfig, export_bundle, export_patch
+    from patchdeploy.patch import Patch, PatchConfig, count_parameters
+    from patchdeploy.patched_model import PatchedModel, attach_patch
+    from patchdeploy.training import TrainConfig, train_baseline, train_patch
+
+__all__ = [
+    "Base",
+    "Bundle",
+    "CalibrationConfig",
+    "Engine",
+    "ImageDataset",
+    "Patch",
+    "PatchConfig",
+    "PatchdeployError",
+    "PatchedModel",
+    "Prediction",
+    "Preprocessing",
+    "TrainConfig",
+    "VerifyReport",
+    "add_task",
+    "attach_patch",
+    "count_parameters",
+    "export_bundle",
+    "export_patch",
+    "load_image",
+    "load_image_folder",
+    "load_packaged",
+    "open_bundle",
+    "remove_task",
+    "size_report",
+    "train_baseline",
+    "train_patch",
+    "verify_bundle",
+]
+
+_NEEDS_TORCH = {
+    "Base": "base",
+    "CalibrationConfig": "export",
+    "Patch": "patch",
+    "PatchConfig": "patch",
+    "PatchedModel": "patched_model",
+    "TrainConfig": "training",
+    "attach_patch": "patched_model",
+    "count_parameters": "patch",
+    "export_bundle": "export",
+    "export_patch": "export",
+    "train_baseline": "training",
+    "train_patch": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for (PEP 562).
+
+    Raises:
+        MissingExtraError: torch is not installed.
+    """
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"patchdeploy.{_NEEDS_TORCH[name]}"), name)
+    except ModuleNotFoundError as error:
+        from patchdeploy.errors import MissingExtraError
+
+        raise MissingExtraError(
+            f"patchdeploy.{name} needs {error.name}, which is not installed; "
+            "run: pip install 'patchdeploy[train]'"
+        ) from error

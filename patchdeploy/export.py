@@ -1,0 +1,274 @@
+"""From trained patches to a bundle: lowering, folding, quantising and writing in one place.
+
+In: a `Base`, patches trained on it, calibration images. Out: a bundle folder with one int8 base
+per runtime and one patch file per task. Needs torch (lowering and calibration do); a bundle
+runs without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchdeploy.base import Base
+from patchdeploy.bundle import Bundle, add_task, create_bundle, open_bundle
+from patchdeploy.convert import load_converter
+from patchdeploy.data import ImageDataset
+from patchdeploy.errors import (
+    ConfigError,
+    EmptyCalibrationError,
+    HeadCapacityError,
+    UnknownResolutionError,
+    WrongBaseError,
+)
+from patchdeploy.fold import FoldedNetwork, fold_patch
+from patchdeploy.graph import Graph
+from patchdeploy.lower import lower_base
+from patchdeploy.patch import Patch
+from patchdeploy.patchfile import PatchFile
+from patchdeploy.quantize.base import quantize_base
+from patchdeploy.quantize.calibrate import RangeMethod, calibrate
+from patchdeploy.quantize.model import QuantizedBase, flatten_variant
+from patchdeploy.quantize.variant import quantize_variant
+from patchdeploy.reference import reference_sha256
+
+FORMATS = ("tflite", "onnx")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How activation ranges are found.
+
+    Attributes:
+        images: at most so many of the task's training images, one forward pass each.
+        method: "minmax", "percentile" or "mse".
+        correct_bias: shift each bias by the mean error that weight rounding makes.
+    """
+
+    images: int = 256
+    method: RangeMethod = "minmax"
+    correct_bias: bool = True
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A base lowered and quantised once, ready to export any number of patches.
+
+    Attributes:
+        base_sha256: content hash of the float base; patches name it.
+        graph: the lowered base with its float parameters.
+        quantized: the shared integers.
+    """
+
+    base_sha256: str
+    graph: Graph
+    quantized: QuantizedBase
+
+    @classmethod
+    def prepare(cls, base: Base, *, head_capacity: int, depthwise_slots: bool = False) -> Exporter:
+        """Lower ``base`` and quantise its kernels.
+
+        Args:
+            head_capacity: rows of the exported head: the most classes a task may have.
+            depthwise_slots: make the depthwise kernels slots, for patches that carry them.
+
+        Raises:
+            UnsupportedOperatorError: the network has an operator without a lowering rule.
+        """
+        graph = lower_base(base)
+        quantized = quantize_base(graph, head_capacity, patch_owned_depthwise=depthwise_slots)
+        return cls(base.sha256, graph, quantized)
+
+    def fold(self, patch: Patch, resolution: int) -> FoldedNetwork:
+        """``patch`` at ``resolution`` folded into the graph.
+
+        Raises:
+            WrongBaseError: the patch was trained on another base.
+            UnknownResolutionError: the patch has no such variant.
+        """
+        if patch.base_sha256 != self.base_sha256:
+            raise WrongBaseError(
+                f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
+                f"{self.base_sha256[:16]}; export it with the base that it was trained on"
+            )
+        if resolution not in patch.variants:
+            raise UnknownResolutionError(
+                f"patch {patch.task!r} has no variant for {resolution} px; it was trained at "
+                f"{', '.join(map(str, sorted(patch.variants)))} px; train that resolution too"
+            )
+        return fold_patch(self.graph, patch.tensors(resolution), classes=len(patch.classes))
+
+    def quantize(
+        self,
+        patch: Patch,
+        calibration: ImageDataset,
+        resolutions: Sequence[int] | None = None,
+        config: CalibrationConfig | None = None,
+    ) -> PatchFile:
+        """The patch as slot values for every resolution; calibrates on ``calibration``.
+
+        Raises:
+            EmptyCalibrationError: no image to calibrate on.
+            HeadCapacityError: more classes than the exported head has rows.
+        """
+        config = config or CalibrationConfig()
+        if len(calibration) == 0 or config.images < 1:
+            raise EmptyCalibrationError(
+                f"task {patch.task!r}: {min(len(calibration), config.images)} calibration images; "
+                "activation ranges need at least 1 (64 to 512 are usual); pass training images"
+            )
+        if len(patch.classes) > self.quantized.head_capacity:
+            raise HeadCapacityError(
+                f"task {patch.task!r} has {len(patch.classes)} classes; the exported head has "
+                f"{self.quantized.head_capacity} rows; export the base again with "
+                f"head_capacity >= {len(patch.classes)}"
+            )
+        chosen = spread(calibration, config.images)
+        values = {}
+        for resolution in resolutions or sorted(patch.variants):
+            network = self.fold(patch, resolution)
+            images = chosen.at(resolution, self.graph.preprocessing)
+            ranges = calibrate(network, images, method=config.method)
+            variant = quantize_variant(
+                self.quantized,
+                network,
+                ranges,
+                patch.task,
+                resolution,
+                bias_correction=config.correct_bias,
+            )
+            values[resolution] = flatten_variant(self.quantized, variant)
+        return PatchFile(
+            task=patch.task,
+            classes=patch.classes,
+            base_sha256=reference_sha256(self.quantized),
+            values=values,
+            metrics=dict(patch.metrics),
+        )
+
+
+def spread(dataset: ImageDataset, count: int) -> ImageDataset:
+    """At most ``count`` images, evenly spaced: a set sorted by class keeps all its classes."""
+    total = len(dataset)
+    if total <= count:
+        return dataset
+    return dataset.subset([k * total // count for k in range(count)])
+
+
+def common_resolutions(patches: Sequence[Patch]) -> tuple[int, ...]:
+    """The resolutions that every patch has, ascending.
+
+    Raises:
+        ConfigError: there are no patches, or they share no resolution.
+    """
+    if not patches:
+        raise ConfigError("no patch to export; a bundle needs at least 1 task; train one first")
+    shared = set.intersection(*(set(patch.variants) for patch in patches))
+    if not shared:
+        listed = "; ".join(f"{p.task}: {sorted(p.variants)}" for p in patches)
+        raise ConfigError(f"the patches share no resolution ({listed}); train them at a common one")
+    return tuple(sorted(shared))
+
+
+def export_bundle(
+    path: Path | str,
+    base: Base,
+    patches: Sequence[Patch],
+    calibration: Mapping[str, ImageDataset],
+    *,
+    resolutions: Sequence[int] | None = None,
+    formats: Sequence[str] = FORMATS,
+    head_capacity: int | None = None,
+    float_files: bool = False,
+    config: CalibrationConfig | None = None,
+) -> Bundle:
+    """Write a bundle with every patch in it.
+
+    Args:
+        path: a folder that does not exist yet.
+        calibration: training images by task name.
+        resolutions: square sides in pixels; by default those that all patches have.
+        formats: converter names.
+        head_capacity: by default the largest class count among the patches.
+        float_files: also write a stand-alone float32 ONNX per task and resolution (for
+            debugging, GPU delegates and `verify`); these share nothing.
+
+    Raises:
+        PatchdeployError: see `Exporter.quantize`; nothing is left at ``path``.
+    """
+    chosen = tuple(resolutions or common_resolutions(patches))
+    capacity = head_capacity or max(len(patch.classes) for patch in patches)
+    depthwise = any("depthwise" in patch.config.kinds for patch in patches)
+    exporter = Exporter.prepare(base, head_capacity=capacity, depthwise_slots=depthwise)
+    quantized = [
+        exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config)
+        for patch in patches
+    ]
+    bundle = create_bundle(
+        Path(path),
+        exporter.quantized,
+        resolutions=chosen,
+        formats=tuple(formats),
+        float_base_sha256=base.sha256,
+    )
+    for patch, patch_file in zip(patches, quantized, strict=True):
+        bundle = add_task(
+            Path(path), patch_file, float_files=_floats(exporter, patch, chosen, float_files)
+        )
+    return bundle
+
+
+def export_patch(
+    path: Path | str,
+    base: Base,
+    patch: Patch,
+    calibration: ImageDataset,
+    *,
+    float_files: bool = False,
+    config: CalibrationConfig | None = None,
+) -> Bundle:
+    """Add one more task to the bundle at ``path``; the base's files keep their bytes.
+
+    Raises:
+        WrongBaseError: the bundle was exported from another base.
+    """
+    bundle = open_bundle(Path(path))
+    manifest = bundle.manifest
+    if base.sha256 != manifest.source_sha256:
+        raise WrongBaseError(
+            f"the bundle at {path} was exported from base {manifest.source_sha256[:16]}, the base "
+            f"given is {base.sha256[:16]}; use the base that the bundle was exported from"
+        )
+    exporter = Exporter.prepare(
+        base,
+        head_capacity=manifest.layout.head_capacity,
+        depthwise_slots=len(bundle.reference().patch_owned) > 1,
+    )
+    patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config)
+    floats = _floats(exporter, patch, manifest.resolutions, float_files)
+    return add_task(Path(path), patch_file, float_files=floats)
+
+
+def _calibration_of(patch: Patch, calibration: Mapping[str, ImageDataset]) -> ImageDataset:
+    if patch.task not in calibration:
+        raise EmptyCalibrationError(
+            f"task {patch.task!r} has no calibration images; there are some for "
+            f"{', '.join(sorted(calibration)) or 'no task'}; pass its training images"
+        )
+    return calibration[patch.task]
+
+
+def _floats(
+    exporter: Exporter, patch: Patch, resolutions: Sequence[int], wanted: bool
+) -> dict[str, Any]:
+    if not wanted:
+        return {}
+    converter = load_converter("onnx")
+    return {
+        f"{patch.task}.{px}{converter.suffix}": converter.write_float(
+            exporter.fold(patch, px), [px]
+        )
+        for px in resolutions
+    }

@@ -1,0 +1,72 @@
+"""What a name on the command line stands for: a base network, a set of images.
+
+Bases: ``embedded``; ``torchvision:NAME`` (random weights) or ``torchvision:NAME@WEIGHTS``;
+``keras:FILE.h5``; ``checkpoint:NAME:FILE`` (torchvision architecture NAME, weights from FILE).
+Images: a folder with one folder per class, or ``packaged:NAME:train`` and ``packaged:NAME:test``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchdeploy.data import ImageDataset, load_image_folder, load_packaged
+from patchdeploy.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from patchdeploy.base import Base
+
+BASE_HELP = (
+    "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5 or checkpoint:NAME:FILE "
+    "(NAME is a torchvision architecture)"
+)
+IMAGES_HELP = "a folder with a folder per class, or packaged:NAME:train|test"
+
+
+def open_base(name: str) -> Base:
+    """The base that ``name`` stands for.
+
+    Raises:
+        ConfigError: the name follows none of the forms.
+        MissingExtraError: torch is not installed.
+    """
+    try:
+        from patchdeploy.base import Base
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a base network needs {error.name}, which is not installed; "
+            "run: pip install 'patchdeploy[train]'"
+        ) from error
+    kind, _, rest = name.partition(":")
+    if name == "embedded":
+        return Base.embedded()
+    if kind == "torchvision" and rest:
+        architecture, _, weights = rest.partition("@")
+        return Base.from_torchvision(architecture, weights=weights or None)
+    if kind == "keras" and rest:
+        return Base.from_keras_mobilenet_v2(Path(rest))
+    if kind == "checkpoint" and ":" in rest:
+        architecture, _, file = rest.partition(":")
+        initial = Base.from_torchvision(architecture, weights=None)
+        return Base.from_checkpoint(Path(file), initial.module, initial.preprocessing)
+    raise ConfigError(f"base {name!r} is none of the forms {BASE_HELP}; correct it")
+
+
+def open_images(name: str) -> ImageDataset:
+    """The labelled images that ``name`` stands for.
+
+    Raises:
+        ConfigError: ``packaged:`` without a set and a part.
+        DataError: no such folder or packaged set.
+    """
+    kind, _, rest = name.partition(":")
+    if kind != "packaged":
+        return load_image_folder(Path(name))
+    packaged, _, part = rest.partition(":")
+    if part not in ("train", "test"):
+        raise ConfigError(
+            f"images {name!r}: the part is {part!r}; it must be train or test; "
+            f"write packaged:{packaged or 'digits'}:train"
+        )
+    train, test = load_packaged(packaged)
+    return train if part == "train" else test

@@ -1,0 +1,341 @@
+"""The Engine: images of any size in, labels and probabilities out, for any task of a bundle.
+
+In: a bundle and the name of a runtime. Out: predictions. A (task, resolution) is loaded when it
+is first asked for and stays resident within a byte budget; residents never change, so threads may
+classify while others swap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from patchdeploy.bundle import Bundle, open_bundle
+from patchdeploy.data import IMAGE_SUFFIXES, Preprocessing, load_image, resize_image
+from patchdeploy.errors import ConfigError, DataError, RuntimeBackendError
+from patchdeploy.runtime.backend import Backend, Resident, make_backend
+from patchdeploy.runtime.prediction import Prediction, softmax
+from patchdeploy.runtime.residents import Residents
+
+Pixels = NDArray[np.uint8]
+OneImage = str | Path | Image.Image
+BATCH = 32
+"""Images that a folder is classified in at once."""
+
+
+class Engine:
+    """Runs the tasks of one bundle on one runtime; make it with `Engine.open`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, budget_bytes: int | None) -> None:
+        self._bundle = bundle
+        self._backend: Backend | None = backend
+        self._residents = Residents(budget_bytes)
+        self._current: tuple[str, int] | None = None
+        self._prewarmer: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        runtime: str = "litert",
+        *,
+        threads: int = 1,
+        mode: str = "resident",
+        budget_bytes: int | None = None,
+        package: str | None = None,
+    ) -> Engine:
+        """An engine over the bundle at a path (all its hashes are compared) or an opened one.
+
+        Args:
+            runtime: "litert" or "onnxruntime".
+            mode: "resident", or with onnxruntime "per_run": the patch is fed with each run.
+            budget_bytes: estimated memory that residents may hold; None: no limit.
+            package: LiteRT only: "ai_edge_litert", "tflite_runtime" or "tensorflow".
+
+        Raises:
+            ConfigError: an unknown runtime, mode or package, or a format that is not exported.
+            MissingExtraError: the runtime is not installed.
+            IntegrityError, FileFormatError: the bundle is damaged.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        backend = make_backend(opened, runtime, threads, mode, package)
+        return cls(opened, backend, budget_bytes)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was when the engine was opened."""
+        return self._bundle
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's package and its version."""
+        backend = self._open_backend()
+        return f"{backend.name} {backend.version}"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the network's input."""
+        return self._bundle.manifest.preprocessing
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names."""
+        return self._bundle.tasks
+
+    @property
+    def residents(self) -> tuple[tuple[str, int], ...]:
+        """The (task, resolution) pairs that are loaded, the least recently used first."""
+        return self._residents.keys()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Estimated private memory of the residents."""
+        return self._residents.resident_bytes()
+
+    def resolutions(self, task: str) -> tuple[int, ...]:
+        """Sides in pixels that ``task`` was exported at.
+
+        Raises:
+            UnknownTaskError: no such task.
+        """
+        return self._bundle.task(task).resolutions
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """Labels of ``task``.
+
+        Raises:
+            UnknownTaskError: no such task.
+        """
+        return self._bundle.task(task).classes
+
+    def swap_to(self, task: str, resolution: int | None = None) -> dict[str, float]:
+        """Make ``task`` the one that `classify` uses by default; returns what `prewarm` does.
+
+        Raises:
+            UnknownTaskError, UnknownResolutionError: it was not exported.
+        """
+        key = self._key(task, resolution)
+        timings = self.prewarm(*key)
+        self._current = key
+        return timings
+
+    def prewarm(self, task: str, resolution: int | None = None) -> dict[str, float]:
+        """Load ``task`` unless it is resident; what runs meanwhile is not touched.
+
+        Returns:
+            Milliseconds: ``patch_ms`` to read and check the patch, ``load_ms`` to overlay it and
+            load the model (both 0 for a resident), ``total_ms``.
+
+        Raises:
+            UnknownTaskError, UnknownResolutionError: it was not exported.
+        """
+        key = self._key(task, resolution)
+        timings: dict[str, float] = {"patch_ms": 0.0, "load_ms": 0.0}
+        start = perf_counter()
+        self._resident(key, timings)
+        timings["total_ms"] = 1e3 * (perf_counter() - start)
+        return timings
+
+    def prewarm_in_background(
+        self, task: str, resolution: int | None = None
+    ) -> Future[dict[str, float]]:
+        """`prewarm` on a thread of its own; wait for the result or do not.
+
+        Raises:
+            UnknownTaskError, UnknownResolutionError: it was not exported.
+        """
+        key = self._key(task, resolution)
+        self._open_backend()
+        if self._prewarmer is None:
+            self._prewarmer = ThreadPoolExecutor(1, thread_name_prefix="patchdeploy-prewarm")
+        return self._prewarmer.submit(self.prewarm, *key)
+
+    def evict(self, task: str, resolution: int) -> None:
+        """Unload a resident (nothing happens if it is none); running inferences end first."""
+        self._residents.evict((task, resolution))
+
+    def logits(
+        self, images: Pixels, task: str | None = None, resolution: int | None = None
+    ) -> NDArray[np.float32]:
+        """uint8 [N, px, px, 3], resized already -> float32 [N, classes] scores.
+
+        Raises:
+            DataError: the images have another dtype or shape.
+            RuntimeBackendError: the runtime failed.
+        """
+        key = self._key(task, resolution)
+        px = key[1]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (px, px, 3):
+            raise DataError(
+                f"images are {images.dtype} {images.shape}; at {px} px they must be uint8 "
+                f"[N, {px}, {px}, 3] RGB; resize them, or use classify, which does"
+            )
+        count = len(self.classes(key[0]))
+        if len(images) == 0:
+            return np.empty((0, count), np.float32)
+        return self._resident(key).run(np.ascontiguousarray(images))[:, :count]
+
+    @overload
+    def classify(
+        self, image: OneImage, task: str | None = None, resolution: int | None = None
+    ) -> Prediction: ...
+    @overload
+    def classify(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        task: str | None = None,
+        resolution: int | None = None,
+    ) -> list[Prediction]: ...
+    @overload
+    def classify(
+        self, image: Pixels, task: str | None = None, resolution: int | None = None
+    ) -> Any: ...
+    def classify(self, image: Any, task: str | None = None, resolution: int | None = None) -> Any:
+        """Classify one image (path, uint8 [H, W, 3] RGB, Pillow image) or a batch of any sizes.
+
+        Args:
+            image: a list, or an array uint8 [N, H, W, 3], gives a list of predictions.
+            task: by default that of the last `swap_to`, or the only one.
+            resolution: by default the base's own size where the task has it, or its largest.
+
+        Raises:
+            DataError: an image that cannot be read or is not uint8 RGB.
+            UnknownTaskError, UnknownResolutionError: it was not exported.
+        """
+        key = self._key(task, resolution)
+        is_array = isinstance(image, np.ndarray)
+        if isinstance(image, str | Path | Image.Image) or (is_array and image.ndim == 3):
+            return self._predict([self._prepare(image, key[1])], key)[0]
+        return self._predict([self._prepare(one, key[1]) for one in image], key)
+
+    def classify_folder(
+        self, folder: str | Path, task: str | None = None, resolution: int | None = None
+    ) -> Iterator[tuple[Path, Prediction | DataError]]:
+        """Classify every image file below ``folder``, in sorted order, a batch at a time.
+
+        An image that cannot be read gives its error in the place of a prediction.
+
+        Raises:
+            DataError: no such folder, or no image in it.
+        """
+        key = self._key(task, resolution)
+        paths = sorted(
+            path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+        )
+        if not paths:
+            raise DataError(
+                f"folder {folder} holds no image; it needs at least 1 of "
+                f"{', '.join(IMAGE_SUFFIXES)}; correct the path"
+            )
+        return self._classify_paths(paths, key)
+
+    def _classify_paths(
+        self, paths: list[Path], key: tuple[str, int]
+    ) -> Iterator[tuple[Path, Prediction | DataError]]:
+        for start in range(0, len(paths), BATCH):
+            chunk = paths[start : start + BATCH]
+            pixels: dict[Path, Pixels] = {}
+            outcomes: dict[Path, Prediction | DataError] = {}
+            for path in chunk:
+                try:
+                    pixels[path] = self._prepare(path, key[1])
+                except DataError as error:
+                    outcomes[path] = error
+            predictions = self._predict(list(pixels.values()), key)
+            outcomes |= dict(zip(pixels, predictions, strict=True))
+            yield from ((path, outcomes[path]) for path in chunk)
+
+    def _prepare(self, image: Any, resolution: int) -> Pixels:
+        """uint8 [px, px, 3] of one image of any size."""
+        if isinstance(image, str | Path):
+            pixels = load_image(image)
+        elif isinstance(image, Image.Image):
+            pixels = np.asarray(image.convert("RGB"), np.uint8)
+        else:
+            pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise DataError(
+                f"image is {pixels.dtype} {pixels.shape}; it must be uint8 [H, W, 3] RGB; convert "
+                "it"
+            )
+        return resize_image(pixels, resolution, self.preprocessing)
+
+    def _predict(self, pixels: list[Pixels], key: tuple[str, int]) -> list[Prediction]:
+        if not pixels:
+            return []
+        scores = self.logits(np.stack(pixels), *key)
+        classes = self.classes(key[0])
+        return [
+            Prediction(*key, classes, row, chances)
+            for row, chances in zip(scores, softmax(scores), strict=True)
+        ]
+
+    def _key(self, task: str | None, resolution: int | None) -> tuple[str, int]:
+        """The (task, resolution) that a call means."""
+        current = self._current
+        if task is None and current is not None:
+            if resolution is None:
+                return current
+            task = current[0]
+        if task is None:
+            if len(self.tasks) != 1:
+                raise ConfigError(
+                    f"no task named; the bundle has {', '.join(self.tasks) or 'none'}; name one, "
+                    "or call swap_to first"
+                )
+            task = self.tasks[0]
+        if resolution is None:
+            held = self.resolutions(task)
+            own = self.preprocessing.input_size
+            resolution = own if own in held else held[-1]
+        self._bundle.check_resolution(task, resolution)
+        return task, resolution
+
+    def _resident(self, key: tuple[str, int], timings: dict[str, float] | None = None) -> Resident:
+        backend = self._open_backend()
+
+        def build() -> Resident:
+            start = perf_counter()
+            values = self._bundle.patch(*key).values[key[1]]
+            middle = perf_counter()
+            resident = backend.load(values, key[1])
+            if timings is not None:
+                timings["patch_ms"] = 1e3 * (middle - start)
+                timings["load_ms"] = 1e3 * (perf_counter() - middle)
+            return resident
+
+        return self._residents.get(key, build)[0]
+
+    def _open_backend(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeBackendError(
+                f"the engine over {self._bundle.path} is closed; a closed engine runs nothing; "
+                "open another"
+            )
+        return self._backend
+
+    def close(self) -> None:
+        """Drop every resident; a running inference ends first where it holds one."""
+        self._backend = None
+        if self._prewarmer is not None:
+            self._prewarmer.shutdown(wait=True)
+        self._residents.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

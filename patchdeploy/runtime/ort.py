@@ -1,0 +1,153 @@
+"""ONNX Runtime: a session per resident, or one session whose slots are inputs of every run.
+
+In: a bundle's .onnx and slot values. Out: residents. The file is written channels-last with the
+runtime's own operators, so sessions open with graph optimisation off.
+
+*resident* lays the patch over a copy of the base file before the session is made: no cost per
+inference. *per_run* makes one session and feeds the patch with each run: no session to make for
+a task, and slower inference.
+"""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from patchdeploy_onnx.wire import per_run_model, slot_dims
+
+from patchdeploy.bundle import Bundle
+from patchdeploy.errors import MissingExtraError, RuntimeBackendError
+from patchdeploy.runtime.backend import PRIVATE_BYTES_PER_FILE_BYTE
+from patchdeploy.runtime.model_copy import ModelCopy
+from patchdeploy.slots import PatchValues, SlotTable, slot_values
+
+PER_RUN_VERSION = (1, 29)
+"""Below, a bias that is an input is dropped without a word (onnxruntime#31684)."""
+INPUT, OUTPUT = "image", "scores"
+
+
+class OnnxRuntimeBackend:
+    """Sessions over one bundle's base.onnx."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int, mode: str = "resident") -> None:
+        self._module = load_onnxruntime()
+        self.version = str(self._module.__version__)
+        self._threads = threads
+        self._table = bundle.table("onnx")
+        base = bundle.base_file("onnx")
+        self._copy = ModelCopy(base, self._table) if mode == "resident" else None
+        self._per_run: Any = None
+        if mode == "per_run":
+            check_per_run_version(self.version)
+            self._per_run = self._session(per_run_model(base, self._table))
+            self._self_test(bundle.manifest.resolutions[0])
+
+    def load(self, values: PatchValues, resolution: int) -> OnnxResident:
+        """See `Backend.load`; a file serves every resolution."""
+        if self._copy is None:
+            return OnnxResident(self._per_run, slot_feeds(self._table, values), 0)
+        model = self._copy.render(values, resolution)
+        return OnnxResident(self._session(model), {}, len(model))
+
+    def _session(self, model: bytes) -> Any:
+        options = self._module.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        level = self._module.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = level
+        try:
+            return self._module.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common base
+            raise RuntimeBackendError(
+                f"onnxruntime {self.version} refused the model of {len(model)} bytes ({error}); it "
+                "must be a bundle that this version runs; export the bundle again or upgrade the "
+                "runtime"
+            ) from error
+
+    def _self_test(self, resolution: int) -> None:
+        """Biases at both ends must give different scores, or the runtime drops them."""
+        image = np.zeros((1, resolution, resolution, 3), np.uint8)
+        scores = []
+        for bias in (-(2**28), 2**28):
+            feeds = {
+                slot.name: np.full(slot_dims(slot), bias, np.int32)
+                for slot in self._table.slots
+                if slot.kind == "bias"
+            }
+            scores.append(OnnxResident(self._per_run, feeds, 0).run(image))
+        if np.array_equal(scores[0], scores[1]):
+            raise RuntimeBackendError(
+                f"onnxruntime {self.version} ignores a bias that is an input; per-run mode needs "
+                "a version that does not; use mode='resident' or another version"
+            )
+
+
+class OnnxResident:
+    """A session and what is fed with each run; sessions may be run from any thread."""
+
+    def __init__(self, session: Any, feeds: dict[str, NDArray[Any]], model_bytes: int) -> None:
+        self._session = session
+        self._feeds = feeds
+        fed_bytes = sum(array.nbytes for array in feeds.values())
+        self._bytes = PRIVATE_BYTES_PER_FILE_BYTE * model_bytes + fed_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Initialisers, packed kernels and activations, estimated, or the values that are fed."""
+        return self._bytes
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `Resident.run`; the whole batch in one run."""
+        try:
+            found = self._session.run([OUTPUT], {INPUT: images, **self._feeds})
+        except Exception as error:  # its errors have no common base
+            raise RuntimeBackendError(
+                f"onnxruntime failed on images of shape {images.shape} ({error}); the input must "
+                "be uint8 [N, px, px, 3]; resize the images to the resident's resolution"
+            ) from error
+        return np.asarray(found[0], np.float32)
+
+
+def slot_feeds(table: SlotTable, values: PatchValues) -> dict[str, NDArray[Any]]:
+    """The slots of ``values`` by initialiser name, in the initialiser's shape."""
+    return {
+        slot.name: np.ascontiguousarray(slot_values(slot, values)).reshape(slot_dims(slot))
+        for slot in table.slots
+    }
+
+
+def check_per_run_version(version: str) -> None:
+    """Check that per-run mode is right in onnxruntime ``version``.
+
+    Raises:
+        RuntimeBackendError: older than PER_RUN_VERSION.
+    """
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is None or (int(match[1]), int(match[2])) < PER_RUN_VERSION:
+        raise RuntimeBackendError(
+            f"onnxruntime {version} drops a bias that is an input (onnxruntime#31684); per-run "
+            "mode needs 1.29 or newer; upgrade onnxruntime or use mode='resident'"
+        )
+
+
+def load_onnxruntime() -> ModuleType:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "runtime 'onnxruntime' needs onnxruntime, which is not installed; "
+            "run: pip install 'patchdeploy[onnx]'"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module

@@ -1,0 +1,68 @@
+"""Small bundles made from the hand-made quantised graphs, and what to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from graph_cases import CLASSES, make_case
+from numpy.typing import NDArray
+
+from patchdeploy.bundle import Bundle, add_task, create_bundle
+from patchdeploy.patchfile import PatchFile
+from patchdeploy.quantize.executor import run_integer
+from patchdeploy.quantize.model import QuantizedBase, flatten_variant, unflatten_variant
+from patchdeploy.reference import reference_sha256
+
+RESOLUTIONS = (16, 24)
+LABELS = tuple(f"class {k}" for k in range(CLASSES))
+ARITHMETIC = {"litert": "xnnpack", "onnxruntime": "mlas"}
+
+
+def make_patch(
+    name: str = "conv_stack",
+    task: str = "first",
+    seed: int = 1,
+    resolutions: Sequence[int] = RESOLUTIONS,
+    share_head: bool = True,
+    patch_owned: Sequence[str] = (),
+) -> tuple[QuantizedBase, PatchFile]:
+    """A base and a random task over it; other seeds give other tasks over the same base."""
+    base, variants = make_case(name, resolutions, seed, patch_owned, share_head)
+    values = {px: flatten_variant(base, variant) for px, variant in variants.items()}
+    return base, PatchFile(task, LABELS, reference_sha256(base), values, {"top1": 0.5})
+
+
+def make_bundle(
+    path: Path,
+    name: str = "conv_stack",
+    tasks: Sequence[str] = ("first", "second"),
+    formats: Sequence[str] = ("tflite", "onnx"),
+    resolutions: Sequence[int] = RESOLUTIONS,
+) -> Bundle:
+    """A bundle of case ``name`` whose tasks differ in every value that a patch sets."""
+    base, _ = make_patch(name, resolutions=resolutions)
+    bundle = create_bundle(path, base, resolutions=resolutions, formats=formats)
+    for seed, task in enumerate(tasks, 1):
+        bundle = add_task(path, make_patch(name, task, seed, resolutions)[1])
+    return bundle
+
+
+def reference_logits(
+    bundle: Bundle, runtime: str, task: str, px: int, images: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """What the NumPy executor says, in the arithmetic of ``runtime``."""
+    base = bundle.reference()
+    variant = unflatten_variant(base, bundle.patch(task).values[px], task, px)
+    result = run_integer(base, variant, images, ARITHMETIC[runtime])
+    return result.logits[:, : len(bundle.task(task).classes)]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder`` but the lock, with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }

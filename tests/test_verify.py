@@ -1,0 +1,252 @@
+"""Verifying a bundle: a sound one passes, and each kind of damage fails its own check."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bundle_cases import LABELS, make_bundle, make_patch, reference_logits
+from graph_cases import random_images
+from PIL import Image
+
+from patchdeploy.bundle import add_task, create_bundle, open_bundle, standalone
+from patchdeploy.convert import load_converter
+from patchdeploy.data import ImageDataset
+from patchdeploy.errors import DataError, UnknownTaskError
+from patchdeploy.fold import fold_patch
+from patchdeploy.slots import SlotTable
+from patchdeploy.storage import sha256_hex
+from patchdeploy.verify import verify_bundle
+from patchdeploy.verify_images import task_labels
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("verify") / "bundle")
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return shutil.copytree(bundle.path, tmp_path / "copy")
+
+
+def failed(report):
+    return {(check.name, check.subject) for check in report.failures}
+
+
+def test_a_sound_bundle_passes_every_check_with_its_numbers(bundle):
+    seen = []
+    report = verify_bundle(bundle.path, progress=seen.append)
+    assert report.ok
+    assert tuple(seen) == report.checks
+    assert {check.passed for check in report.checks} == {True}
+    names = [check.name for check in report.checks]
+    assert names.count("hash") == len(bundle.manifest.files)
+    assert names.count("slot table") == 2
+    assert names.count("patch values") == 2
+    # a .tflite holds both resolutions, a .onnx is compared at each of them
+    assert names.count("overlay = stand-alone") == 2 * (1 + 2)
+    assert names.count("runtime = reference") == 2 * 2 * 2
+    assert names.count("per-run = resident") == 2 * 2
+    for check in report.checks:
+        if check.name == "runtime = reference":
+            assert check.numbers == {"images": 8, "largest_lsb": 0, "equal_top1": 1.0}
+            assert "synthetic" in check.detail
+    assert json.loads(json.dumps(report.to_json()))["ok"] is True
+
+
+def test_accuracy_is_measured_where_labels_are_there(bundle):
+    images = random_images(20, 30)
+    engine_labels = reference_logits(
+        bundle, "onnxruntime", "first", 24, _at(bundle, images, 24)
+    ).argmax(1)
+    labels = engine_labels.copy()
+    labels[:5] = (labels[:5] + 1) % len(LABELS)  # 15 of 20 right, as the reference sees it
+    dataset = ImageDataset("test", images, labels.astype(np.int64), LABELS)
+    report = verify_bundle(bundle.path, {"first": dataset}, ["onnx"])
+    assert report.ok
+    rows = {c.subject: c.numbers for c in report.checks if c.name == "accuracy"}
+    assert rows["first 24 px onnxruntime"] == {"images": 20, "int8_top1": 0.75}
+    assert set(rows) == {"first 16 px onnxruntime", "first 24 px onnxruntime"}
+    limited = verify_bundle(bundle.path, {"first": dataset}, ["onnx"], limit=10)
+    assert {c.numbers["images"] for c in limited.checks if c.name == "accuracy"} == {10}
+
+
+def _at(bundle, images, px):
+    dataset = ImageDataset("x", images, np.zeros(len(images), np.int64), LABELS)
+    return dataset.at(px, bundle.manifest.preprocessing)
+
+
+def test_labels_in_another_order_of_classes_mean_the_same():
+    dataset = ImageDataset("x", random_images(3, 4), np.array([0, 1, 2]), ("c", "a", "b"))
+    assert list(task_labels(dataset, ("a", "b", "c"))) == [2, 0, 1]
+    assert task_labels(dataset, ("a", "b")) is None
+
+
+def test_float_accuracy_comes_from_the_float_files(copy):
+    base, patch = make_patch(task="third", seed=9)
+    network = fold_patch(make_patch()[0].graph, classes=len(LABELS))
+    model = load_converter("onnx").write_float(network, [24])
+    add_task(copy, patch, float_files={"third.24.onnx": model})
+    images = random_images(6, 24)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    scores = session.run(None, {session.get_inputs()[0].name: images})[0]
+    dataset = ImageDataset("test", images, scores.argmax(1).astype(np.int64), LABELS)
+    report = verify_bundle(copy, dataset, ["onnx"], task="third")
+    rows = {c.subject: c for c in report.checks if c.name == "accuracy"}
+    numbers = rows["third 24 px onnxruntime"].numbers
+    assert numbers["float_top1"] == 1.0
+    assert numbers["drop_points"] == pytest.approx(100 * (1 - numbers["int8_top1"]), abs=1e-9)
+    assert "no float file" in rows["third 16 px onnxruntime"].detail
+    assert base.head_capacity == 10
+
+
+def test_a_folder_of_images_is_used_with_or_without_classes(bundle, tmp_path):
+    for k, label in enumerate(LABELS):
+        (tmp_path / "classes" / label).mkdir(parents=True)
+        Image.fromarray(random_images(1, 20, seed=k)[0]).save(
+            tmp_path / "classes" / label / "a.png"
+        )
+    report = verify_bundle(bundle.path, tmp_path / "classes", ["onnx"])
+    assert sum(check.name == "accuracy" for check in report.checks) == 4
+    plain = tmp_path / "classes" / LABELS[0]
+    report = verify_bundle(bundle.path, plain, ["onnx"])
+    rows = [check for check in report.checks if check.name == "runtime = reference"]
+    assert {check.numbers["images"] for check in rows} == {1}
+    assert not any(check.name == "accuracy" for check in report.checks)
+    with pytest.raises(DataError, match="holds no image"):
+        verify_bundle(bundle.path, tmp_path / "nowhere")
+
+
+def test_an_unknown_task_is_refused(bundle):
+    with pytest.raises(UnknownTaskError):
+        verify_bundle(bundle.path, task="flowers")
+
+
+def test_a_changed_byte_fails_its_hash_and_stops_what_builds_on_it(copy):
+    model = copy / "base.onnx"
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    report = verify_bundle(copy)
+    assert not report.ok
+    assert failed(report) == {("hash", "base.onnx")}
+    assert {check.name for check in report.checks} == {"manifest", "hash"}
+
+
+def test_no_bundle_and_a_damaged_manifest_fail_and_do_not_raise(copy, tmp_path):
+    for path in (tmp_path, copy):
+        (copy / "manifest.json").write_bytes(b"{")
+        assert failed(verify_bundle(path)) == {("manifest", "manifest.json")}
+
+
+def test_a_deployed_copy_skips_what_needs_the_reference(copy):
+    shutil.rmtree(copy / "reference")
+    report = verify_bundle(copy)
+    assert report.ok
+    skipped = {check.name for check in report.checks if check.passed is None}
+    assert skipped == {"hash", "overlay = stand-alone", "runtime = reference"}
+
+
+class Careless:
+    """The ONNX converter with a planted defect."""
+
+    def __init__(self, change):
+        self.real = load_converter("onnx")
+        self.name, self.suffix = self.real.name, self.real.suffix
+        self.change = change
+
+    def write(self, base, variants):
+        return self.change(self.real.write(base, variants))
+
+
+def plant(path, change, monkeypatch):
+    """A bundle whose base file and table come from a careless converter, hashes right."""
+    base, patch = make_patch()
+    with monkeypatch.context() as context:
+        context.setattr("patchdeploy.bundle.load_converter", lambda name: Careless(change))
+        create_bundle(path, base, resolutions=(16, 24), formats=("onnx",))
+    add_task(path, patch)
+    return verify_bundle(path)
+
+
+def shifted_slot(written):
+    """One bias slot moved by four bytes, and made shorter so that slots do not overlap."""
+    slots = list(written.table.slots)
+    k = next(k for k, slot in enumerate(slots) if slot.kind == "bias")
+    slot = slots[k]
+    slots[k] = replace(slot, offset_bytes=slot.offset_bytes + 4, count=slot.count - 1)
+    return replace(written, table=replace(written.table, slots=tuple(slots)))
+
+
+def test_a_slot_table_with_one_wrong_offset_fails_overlay_and_reference(tmp_path, monkeypatch):
+    names = {name for name, _ in failed(plant(tmp_path / "b", shifted_slot, monkeypatch))}
+    assert names >= {"overlay = stand-alone", "runtime = reference"}
+
+
+def test_a_slot_beyond_the_patch_fails_the_table(tmp_path, monkeypatch):
+    def change(written):
+        slots = [replace(s, start=10**6) if s.kind == "bias" else s for s in written.table.slots]
+        return replace(written, table=replace(written.table, slots=tuple(slots)))
+
+    assert ("slot table", "onnx") in failed(plant(tmp_path / "b", change, monkeypatch))
+
+
+def test_a_table_for_a_file_of_another_length_fails(tmp_path, monkeypatch):
+    def change(written):
+        return replace(written, table=replace(written.table, base_bytes=len(written.data) + 8))
+
+    assert ("slot table", "onnx") in failed(plant(tmp_path / "b", change, monkeypatch))
+
+
+def test_the_planting_itself_is_sound(tmp_path, monkeypatch):
+    assert plant(tmp_path / "b", lambda written: written, monkeypatch).ok
+
+
+def test_kernels_in_the_file_that_are_not_the_reference_fail(tmp_path, monkeypatch):
+    """The executor sees it too, where export and overlay share a defect."""
+
+    def change(written):
+        data = bytearray(written.data)
+        slots = written.table.slots
+        covered = {k for s in slots for k in range(s.offset_bytes, s.offset_bytes + s.length_bytes)}
+        base = make_patch()[0]
+        kernel = base.weights["stem"].transpose(0, 3, 1, 2).tobytes()
+        start = bytes(data).index(kernel)
+        assert not covered & set(range(start, start + len(kernel)))
+        for k in range(start, start + len(kernel)):
+            data[k] ^= 0x40
+        table = replace(written.table, base_sha256=sha256_hex(bytes(data)))
+        return replace(written, data=bytes(data), table=table)
+
+    names = {name for name, _ in failed(plant(tmp_path / "b", change, monkeypatch))}
+    assert names == {"overlay = stand-alone", "runtime = reference"}
+
+
+def test_the_tolerance_is_in_steps_of_the_head_output(bundle, monkeypatch):
+    """A reference that is one step off fails at tolerance 0 and passes at 1."""
+    from patchdeploy import verify_images
+
+    real = verify_images.run_integer
+
+    def off_by_one(base, variant, pixels, arithmetic):
+        result = real(base, variant, pixels, arithmetic)
+        scale = variant.activations[base.graph.output].scale
+        return replace(result, logits=result.logits + scale)
+
+    monkeypatch.setattr(verify_images, "run_integer", off_by_one)
+    strict = verify_bundle(bundle.path, formats=["onnx"])
+    assert {name for name, _ in failed(strict)} == {"runtime = reference"}
+    assert "at most 0 LSB is allowed" in strict.failures[0].detail
+    assert verify_bundle(bundle.path, formats=["onnx"], tolerance_lsb=1).ok
+
+
+def test_the_standalone_model_is_what_a_slot_table_describes(bundle):
+    table = bundle.table("onnx")
+    assert isinstance(table, SlotTable)
+    model = standalone(bundle, "first", "onnx", 24)
+    assert len(model) == table.base_bytes
+    assert open_bundle(bundle.path).formats == ("onnx", "tflite")
