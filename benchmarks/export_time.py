@@ -169,10 +169,11 @@ def plot(document: dict[str, Any], out: Path) -> None:
         axes[0, 0].barh(names, values, 0.5, left=left, color=colour, label=stage)
         left += values
     axes[0, 0].axvline(1000, color="black", lw=0.8, ls="--")
-    axes[0, 0].text(990, len(names) - 0.6, "goal 1 s", ha="right", fontsize=8)
+    place = axes[0, 0].get_xaxis_transform()
+    axes[0, 0].text(985, 0.93, "goal: 1 s", ha="right", fontsize=8, transform=place)
     axes[0, 0].set_title("one task more, after calibration")
     axes[0, 0].set_xlabel("ms")
-    axes[0, 0].legend(fontsize=7, frameon=False, loc="center right")
+    axes[0, 0].legend(fontsize=7, frameon=False, loc="center", bbox_to_anchor=(0.55, 0.5))
     labels, values, colours = [], [], []
     for name in document:
         for what, one in document[name]["calibration"]["candidates"].items():

@@ -39,7 +39,8 @@ import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 sys.path[:0] = [arguments[0], arguments[0] + "/peers"]
 from runners import open_session
-runtime, ours, counts, files = arguments[1], arguments[2] == "ours", *map(json.loads, arguments[3:])
+runtime, ours = arguments[1], arguments[2] == "ours"
+counts, files = map(json.loads, arguments[3:5])
 mark("start")
 held = []
 for k, file in enumerate(files, 1):

@@ -211,7 +211,7 @@ def plot(document: dict[str, Any], out: Path) -> None:
                 axis.text(row["median_ms"] + error, place, text, va="center", fontsize=7)
         axis.set_yticks(np.arange(len(names)), names)
         axis.set_xlim(0, axis.get_xlim()[1] * 1.25)
-        axis.set_xlabel("ms per image: 1 thread (full), 2 threads (pale); bars: quartiles")
+        axis.set_xlabel("ms per image: 1 thread, 2 threads (pale); quartiles")
         axis.set_title(f"{subject}, {runtime}: ratio to the best peer")
     save_figure(figure, out, "latency")
 

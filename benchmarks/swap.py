@@ -1,7 +1,7 @@
 """Swapping to another task: time and memory, against loading a separate model.
 
-Cold: the task's patch is read from disk, checked, laid over the base and loaded, through the
-Engine; against opening another model file (a peer's int8 export, and our own stand-alone file)
+Cold: the task's patch is laid over the base and loaded, through the Engine; "from disk" reads,
+hashes and checks the patch file as well, otherwise it is still decoded in memory. Against opening another model file (a peer's int8 export, and our own stand-alone file)
 in the same runtime, from disk to ready, and to the first scores. Resident: the task is loaded
 already. Per run (ONNX Runtime): one session, the patch fed with every run. Memory: private bytes
 of a fresh process that holds K = 1, 10, 100 tasks.
@@ -26,6 +26,7 @@ from results import (
     PEER,
     STANDALONE,
     Goal,
+    log_megabytes,
     new_figure,
     parse_arguments,
     print_table,
@@ -42,6 +43,7 @@ from patchdeploy.runtime import Engine
 FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
 COLD_LIMITS = {"litert": 1.1, "onnxruntime": 0.5}
 DISTINCT = 3
+PATCH_BUDGET_BYTES = 8 << 20
 
 
 def write_tasks(subject: Subject, path: Path, tasks: int) -> None:
@@ -58,16 +60,23 @@ def swap_calls(
     """Callables that each bring another task to readiness (``run``: to its first scores)."""
     opened = open_bundle(bundle)
     image = subject.images[:1]
-    tasks = cycle(opened.tasks[:DISTINCT])
-    cold = Engine.open(opened, runtime, budget_bytes=1)
 
-    def swap_cold() -> None:
-        task = next(tasks)
-        cold.swap_to(task)
-        if run:
-            cold.logits(image, task)
+    def cold_call(patch_budget_bytes: int) -> Callable[[], None]:
+        engine = Engine.open(opened, runtime, budget_bytes=1, patch_budget_bytes=patch_budget_bytes)
+        tasks = cycle(opened.tasks[:DISTINCT])
 
-    calls: dict[str, Callable[[], object]] = {"patchdeploy, cold": swap_cold}
+        def swap_cold() -> None:
+            task = next(tasks)
+            engine.swap_to(task)
+            if run:
+                engine.logits(image, task)
+
+        return swap_cold
+
+    calls: dict[str, Callable[[], object]] = {
+        "patchdeploy, cold": cold_call(PATCH_BUDGET_BYTES),
+        "patchdeploy, cold from disk": cold_call(0),
+    }
     for name, paths in files.items():
         calls[name] = file_call(subject, runtime, name, paths, run)
     return calls
@@ -120,7 +129,7 @@ def resident_calls(bundle: Path, runtime: str) -> dict[str, Callable[[], object]
 def parts_of_cold(bundle: Path, runtime: str, rounds: int) -> dict[str, float]:
     """Median milliseconds of a cold swap's parts, as the Engine reports them."""
     opened = open_bundle(bundle)
-    engine = Engine.open(opened, runtime, budget_bytes=1)
+    engine = Engine.open(opened, runtime, budget_bytes=1, patch_budget_bytes=0)
     tasks = cycle(opened.tasks[:DISTINCT])
     found = [engine.swap_to(next(tasks)) for _ in range(rounds)]
     return {key: float(np.median([one[key] for one in found])) for key in found[0]}
@@ -222,21 +231,21 @@ def plot(document: dict[str, Any], out: Path) -> None:
         left.set_xlim(0, 1.3 * max(medians))
         left.set_title(f"{subject}, {runtime}: another task ready")
         left.set_xlabel("ms")
-        for name, one in found["private_bytes"].items():
+        for number, (name, one) in enumerate(found["private_bytes"].items()):
             right.plot(
                 [int(k) for k in one],
                 [value / 1e6 for value in one.values()],
-                "--" if "per run" in name else "-",
+                "--" if "per run" in name else ("-", ":", "-.")[number % 3],
                 marker="o",
                 ms=3,
                 color=_colour(name),
                 label=name,
             )
         right.set_xscale("log")
-        right.set_yscale("log")
         counts = [int(k) for k in next(iter(found["private_bytes"].values()))]
         right.set_xticks(counts, [str(k) for k in counts])
         right.minorticks_off()
+        log_megabytes(right)
         right.grid(color=OTHER, alpha=0.25, lw=0.5)
         right.set_title("private memory of K tasks held")
         right.set_xlabel("tasks K")
@@ -253,12 +262,15 @@ def _colour(name: str) -> str:
 
 def goals_of(name: str, runtime: str, found: dict[str, Any]) -> list[Goal]:
     """The limits of the issue and of design.md."""
-    cold = found["ready"]["candidates"]["patchdeploy, cold"]["ratio"]["median"]
+    rows = found["ready"]["candidates"]
+    limit = COLD_LIMITS[runtime]
     resident = found["resident"]["candidates"]["patchdeploy, resident"]["median_ms"]
     goals = [
-        Goal(
-            f"cold swap / loading a separate model, {name}, {runtime}", cold, COLD_LIMITS[runtime]
-        ),
+        Goal(f"{how} / loading a separate model, {name}, {runtime}", ratio, limit)
+        for how in ("patchdeploy, cold", "patchdeploy, cold from disk")
+        if (ratio := rows[how]["ratio"]["median"])
+    ]
+    goals += [
         Goal(f"swap to a resident task, {name}, {runtime}, ms", resident, 1.0),
     ]
     per_run = found["private_bytes"].get("patchdeploy, per run")

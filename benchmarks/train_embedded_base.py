@@ -167,7 +167,9 @@ def train(arguments: argparse.Namespace) -> None:
             steps, running, seen = steps + 1, running + float(loss.detach()), seen + 1
             if steps % 50 == 0:
                 rate = steps * batch / (time.monotonic() - start)
-                print(f"{epoch} {steps} {progress:.3f} {running / seen:.4f} {rate:.0f}/s", flush=True)
+                print(
+                    f"{epoch} {steps} {progress:.3f} {running / seen:.4f} {rate:.0f}/s", flush=True
+                )
         epoch += 1
         record = {
             "steps": steps,

@@ -8,22 +8,26 @@ normalisation scales made positive once, so that quantised rows serve every task
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
+import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchdeploy.base_layers import (
+    CONVOLUTIONS,
+    NORMS,
+    content_hash,
+    make_scales_positive,
+    trace_layers,
+)
 from patchdeploy.data import ASSETS, Preprocessing
 from patchdeploy.errors import BaseError, CheckpointError, NonFiniteError
 
-CONVOLUTIONS = (nn.Conv2d,)
-NORMS = (nn.BatchNorm2d,)
 EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
 EMBEDDED_FACTS = ASSETS / "embedded_base.json"
 
@@ -38,7 +42,10 @@ class Base:
         name: architecture, for people and for the hash.
         head_name: module path of the last layer (Linear or Conv2d).
         norms: for every convolution, the module path of the normalisation that reads it, or None.
-        sha256: content hash of names, shapes and bytes of the state, preprocessing and name.
+        sha256: content hash of names, shapes and bytes of the state, of how convolutions and
+            normalisations are set, of preprocessing and name.
+        unused: module paths of convolutions and normalisations that no forward pass reaches
+            (auxiliary classifiers); no patch has a site there.
     """
 
     module: nn.Module
@@ -47,6 +54,7 @@ class Base:
     head_name: str
     norms: Mapping[str, str | None]
     sha256: str
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def from_module(
@@ -64,20 +72,28 @@ class Base:
 
         Raises:
             NonFiniteError: NaN or infinity in a parameter or statistic.
-            BaseError: no Linear or Conv2d to be the head, or a forward pass fails.
+            BaseError: no Linear or Conv2d to be the head, a forward pass that fails or gives no
+                [1, classes], a normalisation without statistics, or a negative scale whose sign
+                cannot move into a kernel.
         """
-        frozen = copy.deepcopy(module).eval().requires_grad_(False)
+        frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
         check_finite(frozen.state_dict(), name)
-        norms = find_norms(frozen, preprocessing.input_size, name)
-        _make_scales_positive(frozen, norms)
-        head = head_name or find_head(frozen, name)
-        if head not in dict(frozen.named_modules()):
+        trace = trace_layers(frozen, preprocessing.input_size, name)
+        make_scales_positive(frozen, trace.norms, preprocessing.input_size, name)
+        head = head_name or trace.head(name)
+        layers = dict(frozen.named_modules())
+        if not isinstance(layers.get(head), nn.Linear | nn.Conv2d):
             raise BaseError(
-                f"base {name!r} has no module {head!r}; the head is its last layer; name one of "
-                f"{', '.join(path for path, _ in list(frozen.named_modules())[-3:])}"
+                f"base {name!r} has no Linear or Conv2d {head!r}; the head is its last layer; name "
+                f"one of {', '.join(trace.classifiers[-3:])}"
             )
+        unused = tuple(
+            path
+            for path, layer in layers.items()
+            if isinstance(layer, (*CONVOLUTIONS, *NORMS)) and path not in trace.reached
+        )
         digest = content_hash(frozen, preprocessing, name)
-        return cls(frozen, preprocessing, name, head, norms, digest)
+        return cls(frozen, preprocessing, name, head, trace.norms, digest, unused)
 
     @classmethod
     def from_torchvision(
@@ -92,8 +108,8 @@ class Base:
         """A torchvision classifier by name, with the weights of its enum or random ones.
 
         Args:
-            weights: None (random, from ``seed``), "DEFAULT", or a name such as "IMAGENET1K_V2";
-                torchvision downloads them and checks their hash.
+            weights: None (random, from ``seed``), "DEFAULT", or a name of the model's enum such
+                as "IMAGENET1K_V2"; torchvision downloads them and checks their hash.
             arguments: for the model function, for instance ``width_mult`` or ``num_classes``.
 
         Raises:
@@ -103,26 +119,31 @@ class Base:
 
         try:
             enum = torchvision.models.get_model_weights(name) if weights else None
-            chosen = getattr(enum, weights) if weights and enum is not None else None
+            chosen = enum[weights] if weights and enum is not None else None
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 module = torchvision.models.get_model(name, weights=chosen, **arguments)
-        except (ValueError, AttributeError, KeyError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise BaseError(
                 f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
                 "torchvision.models.list_models() and the model's weights enum"
             ) from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise BaseError(
-                f"weights {weights!r} of {name!r} cannot be downloaded ({error}); they come from "
-                "the network or from torch's cache; put the file there, or use from_checkpoint"
+                f"weights {weights!r} of {name!r} cannot be downloaded or read ({error}); they "
+                f"come from the network or from torch's cache, {torch.hub.get_dir()}/checkpoints; "
+                "put the whole file there, or use from_checkpoint"
             ) from error
+        for path, layer in list(module.named_children()):
+            if path.lower().startswith("aux") and isinstance(layer, nn.Module):
+                setattr(module, path, None)  # a second classifier that only training runs
+                module.aux_logits = False
         settings = preprocessing or _torchvision_preprocessing(name, chosen)
         if getattr(module, "transform_input", False):
-            # Inception and GoogLeNet renormalise ImageNet-normalised input to mean and std 0.5;
-            # taking pixels that way in the first place is the same function.
+            # Inception and GoogLeNet change ImageNet-normalised input to mean and std 0.5; taking
+            # pixels that way in the first place is the same function.
             module.transform_input = False
-            settings = Preprocessing((0.5,) * 3, (0.5,) * 3, settings.input_size)
+            settings = _after_transform_input(settings)
         label = f"torchvision/{name}" + "".join(f"+{k}={v}" for k, v in sorted(arguments.items()))
         return cls.from_module(module, settings, label)
 
@@ -143,7 +164,7 @@ class Base:
         state = read_state(Path(path))
         filled = copy.deepcopy(module)
         _check_fit(filled.state_dict(), state, Path(path))
-        filled.load_state_dict(state)
+        filled.load_state_dict(state, strict=False)  # names are checked
         return cls.from_module(filled, preprocessing, name or type(module).__name__)
 
     @classmethod
@@ -217,104 +238,6 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
             )
 
 
-def find_head(module: nn.Module, name: str) -> str:
-    """Module path of the last Linear or Conv2d that is no auxiliary classifier.
-
-    Raises:
-        BaseError: there is none.
-    """
-    layers = [
-        path
-        for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and "aux" not in path.lower()
-    ]
-    if not layers:
-        raise BaseError(
-            f"base {name!r} has no Linear or Conv2d; its last layer would be the head; give a "
-            "classifier"
-        )
-    return str(layers[-1])
-
-
-def find_norms(module: nn.Module, input_size: int, name: str) -> dict[str, str | None]:
-    """Convolution path -> path of the normalisation that reads its output (seen in a forward pass).
-
-    Raises:
-        BaseError: a forward pass on float32 [1, 3, input_size, input_size] fails.
-    """
-    readers: dict[str, str | None] = {}
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept so that its id stays its own
-    handles = []
-
-    def after_convolution(path: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            readers[path] = None
-            made[id(output)] = (path, output)
-
-        return hook
-
-    def before_norm(path: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) in made:
-                readers[made[id(inputs[0])][0]] = path
-
-        return hook
-
-    for path, layer in module.named_modules():
-        if isinstance(layer, CONVOLUTIONS):
-            handles.append(layer.register_forward_hook(after_convolution(path)))
-        elif isinstance(layer, NORMS):
-            handles.append(layer.register_forward_pre_hook(before_norm(path)))
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, 3, input_size, input_size))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise BaseError(
-            f"base {name!r} fails on float32 [1, 3, {input_size}, {input_size}] ({error}); it must "
-            "map images to class scores; correct its input_size or wrap it"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return readers
-
-
-def content_hash(module: nn.Module, preprocessing: Preprocessing, name: str) -> str:
-    """SHA-256 over name, preprocessing, and every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    digest.update(name.encode() + b"\0")
-    digest.update(json.dumps(preprocessing.to_json(), sort_keys=True).encode() + b"\0")
-    for key, value in sorted(module.state_dict().items()):
-        if key.endswith("num_batches_tracked"):
-            continue
-        array = np.ascontiguousarray(value.cpu().numpy())
-        digest.update(f"{key}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _make_scales_positive(module: nn.Module, norms: Mapping[str, str | None]) -> None:
-    for conv_path, norm_path in norms.items():
-        if norm_path is None:
-            continue
-        conv, norm = module.get_submodule(conv_path), module.get_submodule(norm_path)
-        if not isinstance(norm.weight, Tensor):
-            continue
-        gamma, mean = _tensor(norm.weight), _tensor(norm.running_mean)
-        sign = torch.where(gamma < 0, -1.0, 1.0)
-        kernel = _tensor(conv.weight)
-        kernel.mul_(sign.reshape(-1, 1, 1, 1))
-        if conv.bias is not None:
-            _tensor(conv.bias).mul_(sign)
-        mean.mul_(sign)
-        gamma.mul_(sign)
-
-
-def _tensor(value: Any) -> Tensor:
-    assert isinstance(value, Tensor)
-    return value.data
-
-
 def _torchvision_preprocessing(name: str, weights: Any) -> Preprocessing:
     if weights is None:
         return Preprocessing(input_size=299 if name == "inception_v3" else 224)
@@ -329,7 +252,26 @@ def _torchvision_preprocessing(name: str, weights: Any) -> Preprocessing:
     )
 
 
+def _after_transform_input(settings: Preprocessing) -> Preprocessing:
+    """``settings`` and torchvision's ``transform_input`` in one.
+
+    transform_input takes x = (u - m) / s to a x + b with a = s0 / 0.5, b = (m0 - 0.5) / 0.5, where
+    m0 and s0 are ImageNet's mean and standard deviation. So mean = m - b s / a, std = s / a.
+    """
+    imagenet = Preprocessing()
+    channels = zip(settings.mean, settings.std, imagenet.mean, imagenet.std, strict=True)
+    std = [round(s * 0.5 / s0, 12) for _, s, _, s0 in channels]
+    channels = zip(settings.mean, std, imagenet.mean, imagenet.std, strict=True)
+    mean = [round(m - (m0 - 0.5) / 0.5 * s, 12) for m, s, m0, _ in channels]
+    return replace(settings, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+
+
 def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    # Batch counters are in no .safetensors of most exporters, and no forward pass reads them.
+    expected, found = (
+        {k: v for k, v in one.items() if not k.endswith("num_batches_tracked")}
+        for one in (expected, found)
+    )
     wrong = [f"{key} is missing" for key in expected if key not in found]
     wrong += [f"{key} is not expected" for key in found if key not in expected]
     wrong += [

@@ -49,7 +49,7 @@ class CalibrationConfig:
 
     images: int = 256
     method: RangeMethod = "minmax"
-    correct_bias: bool = True
+    correct_bias: bool = False
 
 
 @dataclass(frozen=True)

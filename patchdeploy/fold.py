@@ -10,6 +10,9 @@ and where there is none, with the patch's explicit scale and bias:
 
     s[c] = patch_scale[c]  (1)                  b[c] = cb[c] * s[c] + patch_bias[c]  (0)
 
+(a convolution that has both, as after a layer between them that does nothing in eval mode,
+applies them in that order).
+
 The first convolution also takes the preprocessing (p/255 - mean[i]) / std[i] of the pixel p:
 
     W'[o, i] = W[o, i] / (255 std[i])           b'[o] = b[o] - s[o] sum_{taps, i} W'[o, i] d[i]
@@ -130,15 +133,19 @@ def border_error_bound(network: FoldedNetwork) -> Float64Array:
     return np.asarray(np.abs(folded.scale) * np.abs(taps).sum(axis=(1, 2)), np.float64)
 
 
+def _module(conv: Conv2d) -> str:
+    """Module path of the kernel: the site's name, but where one module is called twice."""
+    return conv.weight.removesuffix(".weight")
+
+
 def _addressable(graph: Graph) -> set[str]:
     """Every name that a patch may set."""
     names: set[str] = set()
     for conv in graph.convolutions():
         if conv.norm is not None:
             names.update(f"{conv.norm.name}.{part}" for part in NORM_TENSORS)
-        elif not conv.is_constant:
-            names.update((f"{conv.name}.patch_scale", f"{conv.name}.patch_bias"))
         if not conv.is_constant:
+            names.update((f"{_module(conv)}.patch_scale", f"{_module(conv)}.patch_bias"))
             names.update(key for key in (conv.weight, conv.bias) if key is not None)
     return names
 
@@ -216,9 +223,10 @@ def _effective_affine(
         return _read(source, name, (rows,)).astype(np.float64)
 
     conv_bias = np.zeros(rows) if conv.bias is None else vector(conv.bias, None)
+    scale = vector(f"{_module(conv)}.patch_scale", 1.0)
+    bias = conv_bias * scale + vector(f"{_module(conv)}.patch_bias", 0.0)
     if conv.norm is None:
-        scale = vector(f"{conv.name}.patch_scale", 1.0)
-        return scale, conv_bias * scale + vector(f"{conv.name}.patch_bias", 0.0)
+        return scale, bias
     norm = conv.norm.name
     variance = vector(f"{norm}.running_var", None)
     if variance.min() + conv.norm.eps <= 0:
@@ -227,9 +235,9 @@ def _effective_affine(
             f"-eps = -{conv.norm.eps:g}; train it again or restore the checkpoint"
         )
     # gamma and beta may be missing: a normalisation with affine=False.
-    scale = vector(f"{norm}.weight", 1.0) / np.sqrt(variance + conv.norm.eps)
-    bias = vector(f"{norm}.bias", 0.0)
-    return scale, bias + (conv_bias - vector(f"{norm}.running_mean", None)) * scale
+    factor = vector(f"{norm}.weight", 1.0) / np.sqrt(variance + conv.norm.eps)
+    centred = bias - vector(f"{norm}.running_mean", None)
+    return scale * factor, vector(f"{norm}.bias", 0.0) + centred * factor
 
 
 def _pixel_statistics(preprocessing: Preprocessing) -> tuple[Float64Array, Float64Array]:

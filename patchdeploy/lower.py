@@ -85,7 +85,7 @@ def _export(base: Base, example_px: int) -> torch.export.ExportedProgram:
 def _walk(program: torch.export.ExportedProgram, base: Base) -> RawGraph:
     """Apply a rule to every call that the output depends on."""
     nodes = list(program.graph.nodes)
-    _replace_in_place(nodes)
+    _refuse_hidden_writes(nodes)
     wanted = _needed(nodes)
     paths = {key.rpartition(".")[0] for key in program.state_dict}
     builder = Builder(reserved=frozenset(paths), used={IMAGE})
@@ -144,35 +144,36 @@ def _is_in_place(node: torch.fx.Node) -> bool:
     return node.op == "call_function" and str(node.target).split(".")[1:2] != [_rule_name(node)]
 
 
-def _replace_in_place(nodes: list[torch.fx.Node]) -> None:
-    """Let what follows an in-place call read its result: then in-place means out-of-place.
+def _refuse_hidden_writes(nodes: list[torch.fx.Node]) -> None:
+    """An in-place call is lowered as out-of-place; see that nothing could tell.
+
+    The export lets later code that reads the written tensor read the call's result, but not
+    code that reads the same memory through another tensor.
 
     Raises:
-        UnsupportedOperatorError: it writes memory that is read later under another name.
+        UnsupportedOperatorError: memory is written that is read later under another name.
     """
     position = {node: k for k, node in enumerate(nodes)}
     for node in nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or not _is_in_place(node):
             continue
         target = node.all_input_nodes[0]
-        later = {user for user in target.users if position[user] > position[node]}
         for alias in _aliases(target, node):
             if any(position[user] > position[node] for user in alias.users):
                 raise _place(node).refuse(
                     f"it writes into {target.name!r}, whose memory is read later as {alias.name!r}",
                     f"{_rule_name(node)} that is not in place",
                 )
-        for user in later:
-            user.replace_input_with(target, node)
 
 
 def _aliases(target: torch.fx.Node, writer: torch.fx.Node) -> list[torch.fx.Node]:
-    """The nodes that share memory with ``target``, itself and its ``writer`` not counted."""
+    """The nodes that share memory with ``target``, itself included, its ``writer`` not."""
     root, chain = target, [target]
     while root.op == "call_function" and _rule_name(root) in VIEWS:
         root = root.all_input_nodes[0]
         chain.append(root)
-    family, frontier = [], [root]
+    family: list[torch.fx.Node] = []
+    frontier = [root]
     while frontier:
         node = frontier.pop()
         family.append(node)
@@ -181,7 +182,7 @@ def _aliases(target: torch.fx.Node, writer: torch.fx.Node) -> list[torch.fx.Node
             other_part = _rule_name(user) == "getitem" and user not in chain and node in chain[1:]
             if is_view and not other_part and user is not writer:
                 frontier.append(user)
-    return [node for node in family if node is not target]
+    return family
 
 
 def _needed(nodes: list[torch.fx.Node]) -> set[torch.fx.Node]:

@@ -28,6 +28,7 @@ from patchdeploy.base import Base
 from patchdeploy.errors import (
     ConfigError,
     NonFiniteError,
+    PatchError,
     PatchFileError,
     UnknownLayerError,
     UnknownResolutionError,
@@ -41,6 +42,7 @@ STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 CONFIG_FILE, TENSOR_FILE = "patch_config.json", "patch.safetensors"
 FORMAT = 1
+ALL = "all"
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -67,6 +69,12 @@ class PatchConfig:
     head_seed: int = 0
 
     def __post_init__(self) -> None:
+        for key in ("kinds", "include", "exclude"):
+            if isinstance(getattr(self, key), str):
+                raise ConfigError(
+                    f"patch {key}={getattr(self, key)!r}; it must be a list of names; write "
+                    f"{key}=({getattr(self, key)!r},)"
+                )
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(
@@ -141,7 +149,8 @@ def find_sites(base: Base, config: PatchConfig) -> PatchSites:
             fnmatchcase(path, p) for p in config.exclude
         )
 
-    chosen = [path for path in paths if selected(path) and path != base.head_name]
+    left_out = {base.head_name, *base.unused}
+    chosen = [path for path in paths if selected(path) and path not in left_out]
     scale_bias = "scale_bias" in config.kinds
     return PatchSites(
         norms=tuple(
@@ -198,7 +207,7 @@ class Patch:
         classes: labels, in the order of the head's rows.
         variants: by resolution in pixels, float32 arrays by state-dict name. The head is always
             among them, trained or at its random start.
-        metrics: accuracies and settings, for people.
+        metrics: accuracies and settings, for people; plain JSON values.
     """
 
     task: str
@@ -244,7 +253,12 @@ class Patch:
 
         Raises:
             StorageError: the folder cannot be written; an older patch in it stays whole.
+            PatchError: no resolution in it.
         """
+        if not self.variants:
+            raise PatchError(
+                f"patch {self.task!r} has no resolution; a patch to save has at least 1; train one"
+            )
         folder = Path(folder)
         arrays = _pack(self.variants)
         document = {
@@ -288,7 +302,14 @@ class Patch:
                 variants=_unpack(arrays, document["resolutions"]),
                 metrics=document["metrics"],
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
             if isinstance(error, PatchFileError | NonFiniteError | ConfigError):
                 raise
             raise PatchFileError(
@@ -298,14 +319,14 @@ class Patch:
 
 
 def _pack(variants: Mapping[int, Tensors]) -> dict[str, NDArray[np.float32]]:
-    """``<name>`` for what every resolution shares, ``<px>/<name>`` for the rest."""
+    """``all/<name>`` for what every resolution shares, ``<px>/<name>`` for the rest."""
     first, *others = variants.values()
     shared = {
         key
         for key, value in first.items()
         if all(key in other and np.array_equal(value, other[key]) for other in others)
     }
-    arrays = {key: np.ascontiguousarray(first[key]) for key in shared}
+    arrays = {f"{ALL}/{key}": np.ascontiguousarray(first[key]) for key in shared}
     for resolution, tensors in variants.items():
         for key, value in tensors.items():
             if key not in shared:
@@ -318,7 +339,9 @@ def _unpack(
 ) -> dict[int, Tensors]:
     variants: dict[int, dict[str, NDArray[np.float32]]] = {int(px): {} for px in resolutions}
     for key, value in arrays.items():
-        px, slash, name = key.partition("/")
-        for resolution in [int(px)] if slash else list(variants):
-            variants[resolution][name if slash else key] = value
+        if value.dtype != np.float32:
+            raise ValueError(f"array {key!r} is {value.dtype}, not float32")
+        owner, _, name = key.partition("/")
+        for resolution in list(variants) if owner == ALL else [int(owner)]:
+            variants[resolution][name] = value
     return dict(variants)

@@ -2,8 +2,10 @@
 
 In: a `Base` and patches. Out: a module that runs the active task. The base's tensors are never
 copied or written; each task has tensors of its own, put in place for one forward pass by
-``torch.func.functional_call``. Parameter-efficient fine-tuning users know the verbs: add, set
-active, merge, unmerge, save.
+``torch.func.functional_call``. That swaps them in and out of a module, so each model has a module
+structure of its own over the base's tensors: two models over one base run in two threads without
+disturbing each other or the base (one model belongs to one thread at a time). Parameter-efficient
+fine-tuning users know the verbs: add, set active, merge, unmerge, save.
 """
 
 from __future__ import annotations
@@ -13,10 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from patchdeploy.base import Base
 from patchdeploy.errors import (
@@ -26,13 +26,39 @@ from patchdeploy.errors import (
     UnknownTaskError,
     WrongBaseError,
 )
-from patchdeploy.patch import NORM_TENSORS, Patch, PatchConfig, find_sites
+from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patch_forward import (
+    reestimate_tensors,
+    run_patched,
+    run_structure,
+    share_structure,
+)
+from patchdeploy.patch_tensors import (
+    initial_tensors,
+    merge_tensors,
+    random_head,
+    trained_names,
+)
+
+__all__ = [
+    "PatchedModel",
+    "attach_patch",
+    "initial_tensors",
+    "merge_tensors",
+    "random_head",
+    "reestimate_statistics",
+    "run_patched",
+    "trained_names",
+]
 
 
 class PatchedModel(nn.Module):
     """A base with any number of tasks attached; runs the active one.
 
-    Input float32 [N, 3, H, W], normalised by ``base.preprocessing``; output [N, classes].
+    Input float32 [N, 3, H, W], normalised by ``base.preprocessing``; output [N, classes]. The base
+    is always in evaluation mode. ``train()`` and ``eval()`` matter to a task whose statistics are
+    "batch" alone: in training mode (torch's default) with gradients enabled, its normalisations
+    use and learn the statistics of the batch; else those learned so far.
 
     Args:
         base: shared, never written.
@@ -44,20 +70,30 @@ class PatchedModel(nn.Module):
         self._device = torch.device(device)
         if self._device.type != "cpu":
             base = replace(base, module=copy.deepcopy(base.module).to(self._device))
-        # Not a submodule: the base is shared, and its tensors belong to no task.
-        self._shared: list[Any] = [base]
+        # In lists, so that they are no submodules: the base's tensors belong to no task, and
+        # train() and eval() do not reach them.
+        self._shared: list[Base] = [base]
+        self._structure = [share_structure(base.module)]
+        self._merged: list[nn.Module] = []
         self._tasks: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._configs: dict[str, PatchConfig] = {}
         self._classes: dict[str, tuple[str, ...]] = {}
         self._active: tuple[str, int] | None = None
-        self._merged: nn.Module | None = None
 
     @property
     def base(self) -> Base:
         """The shared base."""
-        base = self._shared[0]
-        assert isinstance(base, Base)
-        return base
+        return self._shared[0]
+
+    @property
+    def structure(self) -> nn.Module:
+        """This model's own modules over the base's tensors; the place for a caller's hooks."""
+        return self._structure[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tasks run."""
+        return self._device
 
     @property
     def tasks(self) -> tuple[tuple[str, int], ...]:
@@ -92,12 +128,21 @@ class PatchedModel(nn.Module):
         Raises:
             AlreadyAttachedError: the task is attached at this resolution.
             UnknownLayerError: a pattern of ``config`` selects nothing.
+            PatchError: other classes or another ``config`` than the task has at a resolution
+                attached before, or a tensor that ``start`` lacks.
         """
         px = resolution or self.base.preprocessing.input_size
         self._check_free(task, px)
-        config = self._configs.get(task, config or PatchConfig())
+        config = config or self._configs.get(task, PatchConfig())
+        self._check_same(task, classes, config)
         tensors = initial_tensors(self.base, config, len(classes))
         if start is not None:
+            for key, value in tensors.items():
+                if key not in start or start[key].shape != value.shape:
+                    raise PatchError(
+                        f"task {task!r}: start has no {key!r} of shape {list(value.shape)}; it "
+                        "must hold what the patch owns; give another resolution's tensors"
+                    )
             tensors = {key: start[key].detach().clone() for key in tensors}
         self._attach(task, px, config, classes, tensors)
 
@@ -107,23 +152,21 @@ class PatchedModel(nn.Module):
         Raises:
             WrongBaseError: it was trained on another base.
             AlreadyAttachedError: the task is attached at one of its resolutions.
+            UnknownLayerError: a tensor that the base has no site for.
+            PatchError: a tensor is missing, or of another shape; nothing is attached then.
         """
         if patch.base_sha256 != self.base.sha256:
             raise WrongBaseError(
                 f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
                 f"{self.base.sha256[:16]}; attach it to the base that it was trained on"
             )
+        self._check_same(patch.task, patch.classes, patch.config)
         for resolution in patch.resolutions:
             self._check_free(patch.task, resolution)
-        known = set(initial_tensors(self.base, _everything(patch.config), len(patch.classes)))
+        for resolution in patch.resolutions:
+            self._check_fit(patch, resolution)
         for resolution in patch.resolutions:
             tensors = patch.tensors(resolution)
-            strangers = sorted(set(tensors) - known)
-            if strangers:
-                raise UnknownLayerError(
-                    f"patch {patch.task!r} has tensor {strangers[0]!r}, which base "
-                    f"{self.base.name!r} has no site for; use the base that it was trained on"
-                )
             values = {key: torch.tensor(value) for key, value in tensors.items()}
             self._attach(patch.task, resolution, patch.config, patch.classes, values)
 
@@ -139,7 +182,8 @@ class PatchedModel(nn.Module):
         for key in gone:
             del self._tasks[key]
         if self._active in gone:
-            self._active, self._merged = next(iter(self._tasks), None), None
+            self._active = next(iter(self._tasks), None)
+            self._merged.clear()
         if not any(name == task for name, _ in self._tasks):
             del self._configs[task], self._classes[task]
 
@@ -150,7 +194,7 @@ class PatchedModel(nn.Module):
             UnknownTaskError: it is not attached.
             PatchError: a task is merged; unmerge first.
         """
-        if self._merged is not None:
+        if self._merged:
             raise PatchError(
                 f"task {self.active[0]!r} is merged; a merged model runs one task; unmerge first"
             )
@@ -169,17 +213,25 @@ class PatchedModel(nn.Module):
 
     def config(self, task: str | None = None) -> PatchConfig:
         """What a task owns."""
-        return self._configs[task or self.active[0]]
+        name = task or self.active[0]
+        if name not in self._configs:
+            self._unknown(name, None)
+        return self._configs[name]
 
     def classes(self, task: str | None = None) -> tuple[str, ...]:
         """A task's labels."""
-        return self._classes[task or self.active[0]]
+        name = task or self.active[0]
+        if name not in self._classes:
+            self._unknown(name, None)
+        return self._classes[name]
 
     def forward(self, images: Tensor) -> Any:
         """Class scores [N, classes] of the active task."""
-        if self._merged is not None:
-            return self._merged(images)
-        return run_patched(self.base, self._tasks[self.active], images, self.config())
+        if self._merged:
+            return self._merged[0](images)
+        return run_structure(
+            self.structure, self._tasks[self.active], images, self.config(), self.training
+        )
 
     def merge(self) -> None:
         """Put the active task's tensors into one plain module, which `forward` then runs.
@@ -187,9 +239,9 @@ class PatchedModel(nn.Module):
         Raises:
             PatchError: a task is merged already.
         """
-        if self._merged is not None:
+        if self._merged:
             raise PatchError(f"task {self.active[0]!r} is merged already; unmerge it first")
-        self._merged = merge_tensors(self.base, self._tasks[self.active])
+        self._merged.append(merge_tensors(self.base, self._tasks[self.active]))
 
     def unmerge(self) -> None:
         """Undo `merge`. The base was never written, so this restores it to the last bit.
@@ -197,9 +249,9 @@ class PatchedModel(nn.Module):
         Raises:
             PatchError: no task is merged.
         """
-        if self._merged is None:
+        if not self._merged:
             raise PatchError("no task is merged; merge one first")
-        self._merged = None
+        self._merged.clear()
 
     def merge_and_unload(self) -> nn.Module:
         """The active task as a plain module of the base's architecture, sharing nothing."""
@@ -209,7 +261,7 @@ class PatchedModel(nn.Module):
         """All resolutions of a task as a `Patch`."""
         name = task or self.active[0]
         variants = {
-            px: {key: np.array(value.detach().cpu()) for key, value in tensors.items()}
+            px: {key: value.detach().cpu().numpy().copy() for key, value in tensors.items()}
             for (owner, px), tensors in self._tasks.items()
             if owner == name
         }
@@ -238,7 +290,7 @@ class PatchedModel(nn.Module):
             value.requires_grad_(key in trained)
         self._tasks[(task, px)] = placed
         self._configs[task], self._classes[task] = config, classes
-        if self._merged is None:
+        if not self._merged:
             self._active = (task, px)
 
     def _check_free(self, task: str, px: int) -> None:
@@ -247,6 +299,37 @@ class PatchedModel(nn.Module):
                 f"task {task!r} is attached at {px} px already; each pair is attached once; detach "
                 "it first or choose another name"
             )
+
+    def _check_same(self, task: str, classes: tuple[str, ...], config: PatchConfig) -> None:
+        if task not in self._configs:
+            return
+        for what, old, new in (
+            ("classes", self._classes[task], tuple(classes)),
+            ("settings", self._configs[task], config),
+        ):
+            if old != new:
+                raise PatchError(
+                    f"task {task!r} is attached with {what} {old}, not {new}; every resolution of "
+                    "a task has the same; choose another name or detach it first"
+                )
+
+    def _check_fit(self, patch: Patch, resolution: int) -> None:
+        tensors = patch.tensors(resolution)
+        known = initial_tensors(self.base, _everything(patch.config), len(patch.classes))
+        strangers = sorted(set(tensors) - set(known))
+        if strangers:
+            raise UnknownLayerError(
+                f"patch {patch.task!r} has tensor {strangers[0]!r}, which base "
+                f"{self.base.name!r} has no site for; use the base that it was trained on"
+            )
+        needed = initial_tensors(self.base, patch.config, len(patch.classes))
+        for key, value in (needed | {key: known[key] for key in tensors}).items():
+            found = list(tensors[key].shape) if key in tensors else "missing"
+            if found != list(value.shape):
+                raise PatchError(
+                    f"patch {patch.task!r} at {resolution} px: tensor {key!r} is {found}; base "
+                    f"{self.base.name!r} needs {list(value.shape)}; save the patch again"
+                )
 
     def _first(self, task: str) -> int:
         return next((px for name, px in self._tasks if name == task), 0)
@@ -272,157 +355,9 @@ def attach_patch(
     return model
 
 
-def initial_tensors(base: Base, config: PatchConfig, classes: int) -> dict[str, Tensor]:
-    """Fresh tensors of a patch: the base's values, explicit scale 1 and bias 0, a random head."""
-    sites = find_sites(base, config)
-    state = base.module.state_dict()
-    keys = [f"{path}.{name}" for path in sites.norms for name in NORM_TENSORS]
-    keys += [f"{path}.weight" for path in sites.depthwise]
-    tensors = {key: state[key].clone() for key in keys}
-    for path in sites.explicit:
-        channels = base.module.get_submodule(path).out_channels
-        assert isinstance(channels, int)
-        tensors[f"{path}.patch_scale"] = torch.ones(channels)
-        tensors[f"{path}.patch_bias"] = torch.zeros(channels)
-    return tensors | random_head(base, classes, config.head_seed)
-
-
-def random_head(base: Base, classes: int, seed: int) -> dict[str, Tensor]:
-    """A new last layer: weights from N(0, 0.01), bias 0 (torchvision's MobileNetV2 head)."""
-    layer = base.module.get_submodule(base.head_name)
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    # torch.randn on the CPU: the same start on every device.
-    generator = torch.Generator().manual_seed(seed)
-    shape = (classes, *weight.shape[1:])
-    head = {f"{base.head_name}.weight": 0.01 * torch.randn(shape, generator=generator)}
-    if layer.bias is not None:
-        head[f"{base.head_name}.bias"] = torch.zeros(classes)
-    return head
-
-
-def trained_names(base: Base, config: PatchConfig) -> frozenset[str]:
-    """Names of the tensors that gradients reach (statistics and an untrained head are not)."""
-    sites = find_sites(base, config)
-    names = [f"{path}.{name}" for path in sites.norms for name in ("weight", "bias")]
-    names += [f"{path}.{name}" for path in sites.explicit for name in ("patch_scale", "patch_bias")]
-    names += [f"{path}.weight" for path in sites.depthwise]
-    if sites.head is not None:
-        names += [f"{sites.head}.weight", f"{sites.head}.bias"]
-    return frozenset(names)
-
-
-def run_patched(
-    base: Base, tensors: Mapping[str, Tensor], images: Tensor, config: PatchConfig
-) -> Any:
-    """Forward pass of ``base.module`` with ``tensors`` in place.
-
-    Explicit scales and biases act on a convolution's output through hooks for this pass only.
-    """
-    own = {key: value for key, value in tensors.items() if not _is_explicit(key)}
-    handles = _add_explicit_hooks(base, tensors)
-    batch = config.statistics == "batch" and torch.is_grad_enabled()
-    norms = [base.module.get_submodule(p) for p in find_norm_paths(own)] if batch else []
-    try:
-        for norm in norms:
-            norm.train()
-        return functional_call(base.module, own, (images,))
-    finally:
-        for norm in norms:
-            norm.eval()
-        for handle in handles:
-            handle.remove()
-
-
-def find_norm_paths(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Module paths of the normalisations whose statistics are among ``tensors``."""
-    return [key.removesuffix(".running_mean") for key in tensors if key.endswith(".running_mean")]
-
-
-@torch.no_grad()
 def reestimate_statistics(model: PatchedModel, batches: Iterable[Tensor]) -> int:
-    """Set the active task's mu and var to those of ``batches`` (float32 [N, 3, H, W], normalised).
-
-    The mean over batches of each batch's mean and unbiased variance (paper, appendix B.1; torch's
-    BatchNorm with momentum=None). Returns the number of batches; with none nothing changes.
-    """
-    tensors = model.tensors()
-    paths = find_norm_paths(tensors)
-    norms: list[Any] = [model.base.module.get_submodule(path) for path in paths]
-    own = {key: value for key, value in tensors.items() if not _is_explicit(key)}
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for images in batches:
-        handles = _add_explicit_hooks(model.base, tensors)
-        fresh = {
-            k: v.clone() for k, v in own.items() if k.endswith(("running_mean", "running_var"))
-        }
-        momenta = [norm.momentum for norm in norms]
-        try:
-            for norm in norms:
-                norm.train()
-                norm.momentum = 1.0  # the running value becomes this batch's
-            functional_call(model.base.module, {**own, **fresh}, (images,))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.eval()
-                norm.momentum = momentum
-            for handle in handles:
-                handle.remove()
-        for key, value in fresh.items():
-            sums[key] = sums[key] + value if key in sums else value.clone()
-        count += 1
-    for key, total in sums.items():
-        tensors[key].copy_(total / count)
-    return count
-
-
-def merge_tensors(base: Base, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of ``base.module`` with ``tensors`` in it, explicit scales folded into kernels."""
-    module = copy.deepcopy(base.module)
-    modules = dict(module.named_modules())
-    for key, value in tensors.items():
-        path, _, name = key.rpartition(".")
-        layer: Any = modules[path]
-        if name == "patch_scale":
-            scale, bias = value.detach(), tensors[f"{path}.patch_bias"].detach()
-            old = layer.bias if layer.bias is not None else torch.zeros_like(bias)
-            layer.weight = _frozen(layer.weight * scale.reshape(-1, 1, 1, 1))
-            layer.bias = _frozen(old * scale + bias)
-        elif name in ("running_mean", "running_var"):
-            setattr(layer, name, value.detach().clone())
-        elif name != "patch_bias":
-            setattr(layer, name, _frozen(value))
-    head: Any = modules[base.head_name]
-    for attribute in ("out_features", "out_channels"):
-        if hasattr(head, attribute):
-            setattr(head, attribute, head.weight.shape[0])
-    return module
-
-
-def _frozen(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(), requires_grad=False)
-
-
-def _is_explicit(key: str) -> bool:
-    return key.endswith((".patch_scale", ".patch_bias"))
-
-
-def _add_explicit_hooks(base: Base, tensors: Mapping[str, Tensor]) -> list[Any]:
-    handles = []
-    for key, scale in tensors.items():
-        if not key.endswith(".patch_scale"):
-            continue
-        path = key.removesuffix(".patch_scale")
-        bias = tensors[f"{path}.patch_bias"]
-
-        def hook(
-            _: nn.Module, __: Any, output: Tensor, scale: Tensor = scale, bias: Tensor = bias
-        ) -> Tensor:
-            return output * scale.reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)
-
-        handles.append(base.module.get_submodule(path).register_forward_hook(hook))
-    return handles
+    """Set the active task's mu and var to those of ``batches``; see `reestimate_tensors`."""
+    return reestimate_tensors(model.structure, model.tensors(), batches)
 
 
 def _everything(config: PatchConfig) -> PatchConfig:

@@ -9,7 +9,8 @@ values in site order, so neither torch nor the graph is needed to apply one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import Any, Literal
 
@@ -22,9 +23,15 @@ from patchdeploy.storage import sha256_hex
 SlotKind = Literal[
     "weight", "weight_scale", "bias", "bias_scale", "activation_scale", "activation_zero_point"
 ]
-SLOT_KINDS = frozenset(
-    ("weight", "weight_scale", "bias", "bias_scale", "activation_scale", "activation_zero_point")
-)
+SLOT_KINDS: dict[str, frozenset[str]] = {
+    "weight": frozenset(("i8", "u8")),
+    "weight_scale": frozenset(("f32",)),
+    "bias": frozenset(("i32",)),
+    "bias_scale": frozenset(("f32",)),
+    "activation_scale": frozenset(("f32",)),
+    "activation_zero_point": frozenset(("i8", "u8", "i32", "i64")),
+}
+"""The dtypes that each kind may be stored as."""
 SLOT_DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
     "i32": np.dtype("<i4"),
@@ -70,7 +77,8 @@ class Slot:
         resolution: the signature that reads it; None where every resolution shares the slot.
         offset_bytes: from the start of the file.
         start, count: the run of elements in the array that ``kind`` names.
-        dtype: a key of SLOT_DTYPES, little-endian; a ``u8`` zero point is the int8 one plus 128.
+        dtype: a key of SLOT_DTYPES, little-endian; a ``u8`` zero point or kernel is the int8 one
+            plus 128.
         x_index: for ``bias_scale``, the activation site of the convolution's input; else -1.
         layout, shape: for ``weight``, a key of WEIGHT_LAYOUTS and [O, kh, kw, I/groups]; else
             empty.
@@ -195,10 +203,13 @@ def check_table(table: SlotTable) -> None:
     end = 0
     for index, slot in enumerate(table.slots):
         numbers = (slot.offset_bytes, slot.start, slot.count, slot.x_index)
-        known = slot.kind in SLOT_KINDS and slot.dtype in SLOT_DTYPES
+        known = slot.dtype in SLOT_KINDS.get(slot.kind, ())
         if slot.kind == "weight":
             known = known and slot.layout in WEIGHT_LAYOUTS and len(slot.shape) == 4
-        if not known or any(type(k) is not int for k in numbers) or slot.count < 1:
+            known = known and math.prod(slot.shape) == slot.count
+        known = known and all(type(k) is int for k in numbers)
+        smallest_x = 0 if slot.kind == "bias_scale" else -1
+        if not known or slot.count < 1 or slot.start < 0 or slot.x_index < smallest_x:
             raise SlotTableError(
                 f"slot {index} ({slot.site!r}, kind {slot.kind!r}, dtype {slot.dtype!r}) is not "
                 "one this version knows; export the base again or upgrade patchdeploy"
@@ -218,6 +229,44 @@ def check_table(table: SlotTable) -> None:
             )
 
 
+def check_resolution(table: SlotTable, resolution: int) -> None:
+    """Check that ``table``'s file can run at ``resolution``.
+
+    Raises:
+        UnknownResolutionError: it has no such signature.
+    """
+    if table.resolutions and resolution not in table.resolutions:
+        raise UnknownResolutionError(
+            f"resolution {resolution} px is not in this base file, which has "
+            f"{', '.join(map(str, table.resolutions))}; choose one of them or export again"
+        )
+
+
+def value_counts(slots: Iterable[Slot]) -> dict[str, int]:
+    """Elements that each array of `PatchValues` must have at least to fill ``slots``, by name."""
+    counts = {field.name: 0 for field in fields(PatchValues)}
+    for slot in slots:
+        name = {"weight": "weights", "bias_scale": "weight_scale"}.get(slot.kind, slot.kind)
+        counts[name] = max(counts[name], slot.start + slot.count)
+        counts["activation_scale"] = max(counts["activation_scale"], slot.x_index + 1)
+    return counts
+
+
+def check_value_counts(counts: Mapping[str, int], values: PatchValues) -> None:
+    """Check that ``values`` fill every slot.
+
+    Raises:
+        SlotTableError: naming the array that is too short.
+    """
+    for name, count in counts.items():
+        found = len(getattr(values, name))
+        if found < count:
+            raise SlotTableError(
+                f"the slot table sets {count} elements of {name}; the values have {found}; use "
+                "the slot table and the patch of one bundle"
+            )
+
+
 def slot_values(slot: Slot, values: PatchValues) -> NDArray[Any]:
     """The elements of ``values`` for ``slot``, flat, in the slot's dtype and layout."""
     run = slice(slot.start, slot.start + slot.count)
@@ -225,7 +274,7 @@ def slot_values(slot: Slot, values: PatchValues) -> NDArray[Any]:
     if slot.kind == "weight":
         kernel = values.weights[run].reshape(slot.shape)
         flat: NDArray[Any] = kernel.transpose(WEIGHT_LAYOUTS[slot.layout]).reshape(-1)
-        return flat
+        return flat.view(np.uint8) ^ np.uint8(128) if slot.dtype == "u8" else flat
     if slot.kind == "weight_scale":
         return values.weight_scale[run].astype(dtype, copy=False)
     if slot.kind == "bias":
@@ -269,19 +318,19 @@ def apply_values(
 
     Raises:
         UnknownResolutionError: a variant's resolution has no signature in the file.
+        SlotTableError: an array is shorter than the slots that it fills; nothing is set then.
     """
     first = next(iter(variants.values()))
     for resolution in variants:
-        if table.resolutions and resolution not in table.resolutions:
-            raise UnknownResolutionError(
-                f"resolution {resolution} px is not in this base file, which has "
-                f"{', '.join(map(str, table.resolutions))}; choose one of them or export again"
-            )
+        check_resolution(table, resolution)
+    counts = value_counts(table.slots)
+    for values in variants.values():
+        check_value_counts(counts, values)
     for slot in table.slots:
-        values = first if slot.resolution is None else variants.get(slot.resolution)
-        if values is not None:
+        chosen = first if slot.resolution is None else variants.get(slot.resolution)
+        if chosen is not None:
             end = slot.offset_bytes + slot.length_bytes
-            target[slot.offset_bytes : end] = slot_values(slot, values).tobytes()
+            target[slot.offset_bytes : end] = slot_values(slot, chosen).tobytes()
     return target
 
 
@@ -291,11 +340,7 @@ def select_view(target: bytearray, table: SlotTable, resolution: int) -> bytearr
     Raises:
         UnknownResolutionError: the file has no such signature.
     """
-    if table.resolutions and resolution not in table.resolutions:
-        raise UnknownResolutionError(
-            f"resolution {resolution} px is not in this base file, which has "
-            f"{', '.join(map(str, table.resolutions))}; choose one of them or export again"
-        )
+    check_resolution(table, resolution)
     for edit in table.views.get(resolution, ()):
         target[edit.offset_bytes : edit.offset_bytes + 4] = edit.value.to_bytes(4, "little")
     return target

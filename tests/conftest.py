@@ -1,6 +1,15 @@
-"""Makes the shared case tables in this folder importable (pytest runs in importlib mode)."""
+"""What all tests share: the case tables' place, and one thread.
 
+Several threads on small arrays spin more than they compute, and differ in speed by ten where
+cores are busy; results are the same.
+"""
+
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# pytest runs in importlib mode, which adds no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))

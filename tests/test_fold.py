@@ -19,6 +19,7 @@ from lower_cases import (
     unfolded_logits,
 )
 
+from patchdeploy.base import Base
 from patchdeploy.data import Preprocessing
 from patchdeploy.errors import (
     DataError,
@@ -31,6 +32,8 @@ from patchdeploy.floatnet import FloatRunner, run_float
 from patchdeploy.fold import FoldedNetwork, border_error_bound, fold_patch, input_offset
 from patchdeploy.graph import Graph
 from patchdeploy.lower import lower_base
+from patchdeploy.patch import PatchConfig
+from patchdeploy.patched_model import initial_tensors, run_patched
 
 IMAGENET = Preprocessing()
 
@@ -150,6 +153,46 @@ def test_explicit_scale_and_bias_apply_after_the_convolutions_bias():
     np.testing.assert_array_equal(conv.scale, scale)
     own = graph.parameters["3.bias"].astype(np.float64)
     np.testing.assert_array_equal(conv.bias, own * scale + bias)
+
+
+class SharedNetwork(torch.nn.Module):
+    """One convolution called twice, one with no normalisation, one with dropout before its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 6, 3)
+        self.twice = torch.nn.Conv2d(6, 6, 3, padding=1)
+        self.late = torch.nn.Conv2d(6, 6, 1, bias=False)
+        self.drop, self.norm = torch.nn.Dropout(0.5), torch.nn.BatchNorm2d(6)
+        self.depthwise = torch.nn.Conv2d(6, 6, 3, groups=6)
+        self.head = torch.nn.Linear(6, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.twice(self.twice(self.stem(x)).relu())
+        y = self.depthwise(self.norm(self.drop(self.late(y))))
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_patch_means_after_folding_what_it_means_in_training():
+    torch.manual_seed(6)
+    preprocessing = replace(EXACT, input_size=12)
+    base = Base.from_module(SharedNetwork(), preprocessing, "shared", "head")
+    config = PatchConfig(("scale_bias", "depthwise", "head"))
+    fresh = initial_tensors(base, config, classes=4)
+    assert "twice.patch_scale" in fresh
+    assert "norm.weight" in fresh
+    tensors = {k: v + 0.3 * torch.rand_like(v) for k, v in fresh.items()}
+    images = noise_images(2, 12, 15)
+    folded = fold_patch(lower_base(base), {k: v.numpy() for k, v in tensors.items()})
+    logits = FloatRunner(folded, "float64")(images)
+    inputs = normalised(preprocessing, images).float()
+    with torch.no_grad():
+        expected = run_patched(base, tensors, inputs, config).numpy()
+        unpatched = run_patched(base, fresh, inputs, config).numpy()
+    # The training side runs in float32: 6 layers with sums of at most 54 products, 2^-24 each.
+    bound = 6 * 54 * 2.0**-24 * np.abs(expected).max()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=bound)
+    assert np.abs(unpatched - expected).max() > 100 * bound
 
 
 def test_a_normalisation_without_gamma_and_beta_folds_and_may_be_given_them():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,15 @@ def test_a_uint8_zero_point_is_the_int8_one_plus_128():
     ]
 
 
+def test_a_uint8_kernel_is_the_int8_one_plus_128():
+    values = make_values()
+    slot = make_table().slots[6]
+    signed = slot_values(slot, values)
+    unsigned = slot_values(replace(slot, dtype="u8"), values)
+    assert unsigned.dtype == np.uint8
+    assert unsigned.tolist() == [int(q) + 128 for q in signed]
+
+
 def test_a_depthwise_kernel_moves_its_output_channel_to_the_end():
     values = make_values()
     kernel = values.weights.reshape(3, 2, 2, 1)
@@ -149,6 +159,12 @@ def test_random_bytes_are_never_a_slot_table(data):
         (0, {"dtype": "f64"}),
         (6, {"layout": "hwio"}),
         (6, {"shape": (12,)}),
+        (6, {"shape": (3, 2, 2, 2)}),  # 24 elements in a slot of 12
+        (0, {"start": -1}),
+        (2, {"x_index": -1}),  # a bias scale without an input
+        (0, {"dtype": "i32"}),
+        (1, {"dtype": "f32"}),
+        (6, {"dtype": "f32"}),
     ],
 )
 def test_a_slot_that_breaks_a_rule_is_refused(index, change):

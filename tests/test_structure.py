@@ -24,6 +24,7 @@ FLOW = (
     "fold",
     "floatnet",
     "slots",
+    "slot_plan",
     "quantize",
     "convert",
     "converters",

@@ -163,7 +163,12 @@ class QuantizedNumbers:
         return 0 if activation == "hard_sigmoid" else FUSED[activation]
 
     def open(self, draft: Draft) -> None:
-        """uint8 pixels to int8: the same scale, both numbers 128 lower."""
+        """uint8 pixels to int8: the same scale, both numbers 128 lower.
+
+        By way of float32, where every step is exact (scale 1, whole numbers): XNNPACK takes these
+        two operators and not the one QUANTIZE from uint8, whose own kernel costs 4 % of
+        MobileNetV2's time at 224 px (see benchmarks/README.md).
+        """
         value = draft.graph.input
         rows, columns, channels = draft.shapes[value]
         params = self._fixed[self._ties[value]]
@@ -171,9 +176,11 @@ class QuantizedNumbers:
             "image", (1, rows, columns, channels), "UINT8", self._constant_activation(params, 128)
         )
         draft.subgraph.inputs["image"] = draft.subgraph.tensor(image)
-        pixels = draft.tensor(value, f"{value}:int8")
-        inputs = (draft.subgraph.inputs["image"],)
-        draft.index[value] = draft.emit("QUANTIZE", 1, inputs, pixels)
+        real = Tensor(f"{value}:float", image.shape, "FLOAT32")
+        index = draft.emit("DEQUANTIZE", 2, (draft.subgraph.inputs["image"],), real)
+        draft.index[value] = draft.emit(
+            "QUANTIZE", 1, (index,), draft.tensor(value, f"{value}:int8")
+        )
 
     def after_conv(self, draft: Draft, conv: Conv2d, index: int) -> int:
         """Nothing: saturation to int8 is the rest of a hard_sigmoid."""

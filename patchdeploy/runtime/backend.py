@@ -19,7 +19,7 @@ RUNTIME_FORMATS: dict[str, str] = {"litert": "tflite", "onnxruntime": "onnx"}
 """The converter whose base file a runtime reads."""
 PRIVATE_BYTES_PER_FILE_BYTE = 3
 """Memory that a resident holds: its file or initialisers, packed kernels, activations. Measured on
-MobileNetV2 1.0 at 224 px, x86-64: 2.3 to 2.8 with LiteRT 2.3, 2.8 to 3.4 with ONNX Runtime 1.32."""
+MobileNetV2 1.0 at 224 px, x86-64: 2.3 to 2.8 with LiteRT 2.3, 2.6 with ONNX Runtime 1.32."""
 
 
 class Resident(Protocol):

@@ -35,6 +35,7 @@ class LiteRTBackend:
         self._interpreter, self.name, self.version = load_interpreter(package)
         self._threads = threads
         self._copy = ModelCopy(bundle.base_file("tflite"), bundle.table("tflite"))
+        self._copy.restock()
 
     def load(self, values: PatchValues, resolution: int) -> LiteRTResident:
         """See `Backend.load`."""
@@ -49,6 +50,8 @@ class LiteRTBackend:
                 f"{resolution} px ({error}); it must be a bundle that this version runs; export "
                 "the bundle again or upgrade the runtime"
             ) from error
+        finally:
+            self._copy.restock()
 
 
 class LiteRTResident:

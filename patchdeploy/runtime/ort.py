@@ -6,27 +6,37 @@ runtime's own operators, so sessions open with graph optimisation off.
 *resident* lays the patch over a copy of the base file before the session is made: no cost per
 inference. *per_run* makes one session and feeds the patch with each run: no session to make for
 a task, and slower inference.
+
+On x86-64 without VNNI the runtime's uint8 by int8 kernels give wrong scores, so there kernels are
+uint8 (see `patchdeploy_onnx.unsigned_kernels`): the same scores in both modes, and slower.
 """
 
 from __future__ import annotations
 
+import platform
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from patchdeploy_onnx.wire import per_run_model, slot_dims
+from patchdeploy_onnx import wire  # by module: it is half imported where it imports patchdeploy
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import MissingExtraError, RuntimeBackendError
 from patchdeploy.runtime.backend import PRIVATE_BYTES_PER_FILE_BYTE
 from patchdeploy.runtime.model_copy import ModelCopy
+from patchdeploy.runtime.ort_format import make_ort_model
 from patchdeploy.slots import PatchValues, SlotTable, slot_values
 
 PER_RUN_VERSION = (1, 29)
 """Below, a bias that is an input is dropped without a word (onnxruntime#31684)."""
 INPUT, OUTPUT = "image", "scores"
+CPUINFO = Path("/proc/cpuinfo")
+EXACT_FLAGS = frozenset(("avx512_vnni", "avx_vnni"))
+"""x86 flags of a CPU on which uint8 by int8 products are added without saturating at 16 bits."""
 
 
 class OnnxRuntimeBackend:
@@ -34,18 +44,30 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, *, threads: int, mode: str = "resident") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int,
+        mode: str = "resident",
+        unsigned: bool | None = None,
+    ) -> None:
+        """``unsigned``: kernels of uint8; by default where this CPU needs them."""
         self._module = load_onnxruntime()
         self.version = str(self._module.__version__)
         self._threads = threads
-        self._table = bundle.table("onnx")
-        base = bundle.base_file("onnx")
-        self._copy = ModelCopy(base, self._table) if mode == "resident" else None
+        base, self._table = bundle.base_file("onnx"), bundle.table("onnx")
+        if needs_unsigned(platform.machine(), read_cpuinfo()) if unsigned is None else unsigned:
+            base, self._table = wire.unsigned_kernels(base), unsigned_table(self._table)
+        self._copy: ModelCopy | None = None
         self._per_run: Any = None
         if mode == "per_run":
             check_per_run_version(self.version)
-            self._per_run = self._session(per_run_model(base, self._table))
+            self._per_run = self._session(wire.per_run_model(base, self._table))
             self._self_test(bundle.manifest.resolutions[0])
+        else:
+            faster = make_ort_model(self._module, base, self._table)
+            self._copy = ModelCopy(*(faster or (base, self._table)))
 
     def load(self, values: PatchValues, resolution: int) -> OnnxResident:
         """See `Backend.load`; a file serves every resolution."""
@@ -76,7 +98,7 @@ class OnnxRuntimeBackend:
         scores = []
         for bias in (-(2**28), 2**28):
             feeds = {
-                slot.name: np.full(slot_dims(slot), bias, np.int32)
+                slot.name: np.full(wire.slot_dims(slot), bias, np.int32)
                 for slot in self._table.slots
                 if slot.kind == "bias"
             }
@@ -117,9 +139,37 @@ class OnnxResident:
 def slot_feeds(table: SlotTable, values: PatchValues) -> dict[str, NDArray[Any]]:
     """The slots of ``values`` by initialiser name, in the initialiser's shape."""
     return {
-        slot.name: np.ascontiguousarray(slot_values(slot, values)).reshape(slot_dims(slot))
+        slot.name: np.ascontiguousarray(slot_values(slot, values)).reshape(wire.slot_dims(slot))
         for slot in table.slots
     }
+
+
+def needs_unsigned(machine: str, cpuinfo: str) -> bool:
+    """Whether this CPU multiplies uint8 by int8 wrongly in ONNX Runtime.
+
+    Args:
+        machine: of `platform.machine`.
+        cpuinfo: text of Linux's /proc/cpuinfo; empty where there is none, and an x86-64 CPU of
+            which nothing is known counts as one that does.
+    """
+    if machine.lower() not in ("x86_64", "amd64"):
+        return False
+    lines = re.findall(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return not lines or any(EXACT_FLAGS.isdisjoint(line.split()) for line in lines)
+
+
+def read_cpuinfo() -> str:
+    """/proc/cpuinfo, or nothing where the system has none."""
+    try:
+        return CPUINFO.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def unsigned_table(table: SlotTable) -> SlotTable:
+    """``table`` for a file that `unsigned_kernels` made: kernels at the same places, as uint8."""
+    slots = (replace(slot, dtype="u8") if slot.dtype == "i8" else slot for slot in table.slots)
+    return replace(table, slots=tuple(slots))
 
 
 def check_per_run_version(version: str) -> None:

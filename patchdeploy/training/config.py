@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -14,14 +15,16 @@ Augment = Literal["none", "shift", "shift_flip"]
 Scope = Literal["patch", "head", "all"]
 
 LEARNING_RATES: Mapping[tuple[Recipe, Scope], float] = {
-    ("modern", "patch"): 1e-2,
-    ("modern", "head"): 1e-2,
+    ("modern", "patch"): 2e-2,
+    ("modern", "head"): 1e-1,
     ("modern", "all"): 1e-3,
     ("paper", "patch"): 0.045,
     ("paper", "head"): 0.045,
     ("paper", "all"): 0.0045,
 }
-"""Patches like a large rate, full fine-tuning a small one (paper, Fig. 9)."""
+"""Patches like a large rate, full fine-tuning a small one (paper, Fig. 9). The modern ones did best
+on validation splits of the packaged digits and surfaces, of 3e-3 to 1e-1 (patch), 1e-2 to 1e-1
+(head) and 1e-3 to 1e-2 (all): five epochs, batch 32, embedded base."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,28 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for key, kinds, rule in (
+            ("epochs", (int,), "a whole number"),
+            ("batch_size", (int,), "a whole number"),
+            ("seed", (int,), "a whole number"),
+            ("learning_rate", (int, float, type(None)), "a number or None"),
+            ("label_smoothing", (int, float), "a number"),
+            ("validation_fraction", (int, float), "a number"),
+            ("early_best", (bool,), "true or false"),
+            ("share_head", (bool,), "true or false"),
+        ):
+            value = getattr(self, key)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise ConfigError(f"training {key}={value!r}; it must be {rule}; correct it")
         rules = (
             (self.epochs >= 1, "epochs", "at least 1"),
             (self.batch_size >= 1, "batch_size", "at least 1"),
             (self.recipe in get_args(Recipe), "recipe", "modern or paper"),
-            (self.learning_rate is None or self.learning_rate > 0, "learning_rate", "positive"),
+            (
+                self.learning_rate is None or 0 < self.learning_rate < math.inf,
+                "learning_rate",
+                "positive",
+            ),
             (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
             (self.augment in get_args(Augment), "augment", "none, shift or shift_flip"),
             (0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1"),
@@ -76,7 +96,9 @@ class TrainConfig:
 
     def rate(self, scope: Scope) -> float:
         """The learning rate for what is trained."""
-        return self.learning_rate or LEARNING_RATES[(self.recipe, scope)]
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LEARNING_RATES[(self.recipe, scope)]
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchdeploy.data import Preprocessing
-from patchdeploy.errors import CheckpointError, TrainingError
+from patchdeploy.errors import CheckpointError, DataError, TrainingError
 from patchdeploy.storage import write_atomic
 from patchdeploy.training.config import Scope, TrainConfig
 
@@ -93,9 +93,11 @@ class Trainee:
         forward: inputs -> scores, reading ``trained`` and ``state``.
         trained: tensors that gradients reach.
         state: every tensor that training may change (statistics too); what is kept.
-        floors: lower bounds that hold after each step (scales stay positive).
+        floors: bounds that hold after each step, so that no scale changes its sign: a value stays
+            at or above a bound that is positive or 0, at or below one that is negative.
         scope: which learning rate suits it.
         uses_images: inputs are images, so augmentation applies.
+        context: what else a checkpoint must agree on: base, patch settings, images.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Trainee:
     floors: Mapping[str, Tensor]
     scope: Scope
     uses_images: bool = True
+    context: str = ""
 
 
 def fit(
@@ -120,6 +123,7 @@ def fit(
     """Train in place; ``trainee.state`` ends at the best epoch. Returns its validation top-1.
 
     Raises:
+        DataError: no image to train on, or none to validate on.
         TrainingError: a loss that is not finite; the last checkpoint stays.
         CheckpointError: ``resume`` finds a checkpoint of other settings.
         StorageError: the checkpoint cannot be written.
@@ -130,6 +134,7 @@ def fit(
     if checkpoint is not None and resume and checkpoint.exists():
         first, best, best_top1 = restore(checkpoint, trainee, optimizer, config)
     steps = math.ceil(len(train.labels) / config.batch_size)
+    _check_enough(trainee, train, validation)
     for epoch in range(first, config.epochs):
         start = time.perf_counter()
         loss = run_epoch(trainee, train, optimizer, config, epoch, steps, device)
@@ -146,6 +151,15 @@ def fit(
     return best_top1
 
 
+def _check_enough(trainee: Trainee, train: Samples, validation: Samples) -> None:
+    for part, samples in (("train on", train), ("validate on", validation)):
+        if len(samples.labels) == 0:
+            raise DataError(
+                f"{trainee.name}: no image to {part}; at least 1 is needed to choose the best "
+                "epoch by; add images (2 of a class are split between both)"
+            )
+
+
 def run_epoch(
     trainee: Trainee,
     train: Samples,
@@ -159,7 +173,7 @@ def run_epoch(
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(len(train.labels), generator=generator)
     total = 0.0
-    for step, index in enumerate(torch.split(order, config.batch_size)):
+    for step, index in enumerate(split_batches(order, config.batch_size)):
         progress = (epoch * steps + step) / (config.epochs * steps)
         factor = schedule(config, progress)
         for group in optimizer.param_groups:
@@ -183,21 +197,37 @@ def run_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        with torch.no_grad():
-            for key, floor in trainee.floors.items():
-                trainee.state[key].clamp_(min=floor)
+        keep_signs(trainee.state, trainee.floors)
         total += value * len(index)
     return total / len(train.labels)
+
+
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """``order`` in batches; a last one of a single image joins the one before it, since one image
+    has no variance to normalise by.
+    """
+    batches = list(torch.split(order, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+@torch.no_grad()
+def keep_signs(state: Mapping[str, Tensor], floors: Mapping[str, Tensor]) -> None:
+    """Move what passed its floor back to it, in place; see `Trainee.floors`."""
+    for key, floor in floors.items():
+        value = state[key]
+        value.copy_(torch.where(floor < 0, value.minimum(floor), value.maximum(floor)))
 
 
 def make_optimizer(
     parameters: list[Tensor], config: TrainConfig, scope: Scope
 ) -> torch.optim.Optimizer:
-    """Adam, or the paper's RMSProp."""
+    """Adam, or the paper's RMSProp (fused and for all tensors at once: a patch has many small)."""
     rate = config.rate(scope)
     if config.recipe == "paper":
         return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=1.0, momentum=0.9)
-    return torch.optim.Adam(parameters, lr=rate)
+    return torch.optim.Adam(parameters, lr=rate, fused=True)
 
 
 def schedule(config: TrainConfig, progress: float) -> float:
@@ -255,9 +285,13 @@ def put_back(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Non
 
 
 def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
-    """What must be equal for a checkpoint to fit: settings, and names and shapes of the tensors."""
+    """What must be equal for a checkpoint to fit: settings, context, and names and shapes of the
+    tensors."""
     shapes = {key: list(value.shape) for key, value in trainee.state.items()}
-    settings = json.dumps([config.to_json(), trainee.name, shapes], sort_keys=True)
+    settings = json.dumps(
+        [config.to_json(), trainee.name, trainee.context, sorted(trainee.trained), shapes],
+        sort_keys=True,
+    )
     return hashlib.sha256(settings.encode()).hexdigest()
 
 
@@ -293,7 +327,7 @@ def restore(
         CheckpointError: damaged, or of other settings.
     """
     try:
-        document = torch.load(path, weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True)
         same = document["fingerprint"] == fingerprint(trainee, config)
     except Exception as error:  # torch.load has errors of its own; all mean the same here
         raise CheckpointError(
@@ -308,8 +342,3 @@ def restore(
     put_back(trainee.state, document["state"])
     optimizer.load_state_dict(document["optimizer"])
     return int(document["epoch"]), dict(document["best"]), float(document["best_top1"])
-
-
-def without_augmentation(config: TrainConfig) -> TrainConfig:
-    """For cached features, which no augmentation can reach."""
-    return replace(config, augment="none")

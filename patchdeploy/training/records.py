@@ -13,17 +13,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from patchdeploy.errors import StorageError
+from patchdeploy.storage import write_atomic
 from patchdeploy.training.loop import EpochRecord
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class Recorder:
     """Takes one record an epoch; see `open_recorder`."""
 
-    def __init__(self, progress: Progress, total: int, run_dir: Path | None) -> None:
+    def __init__(
+        self, progress: Progress, total: int, run_dir: Path | None, resume: bool = False
+    ) -> None:
         self._progress = progress
         self._bar = progress.add_task("training", total=total)
         self._run_dir = run_dir
         self._board: Any = _tensorboard(run_dir) if run_dir is not None else None
+        self._written = _read_lines(run_dir, resume) if run_dir is not None else set()
 
     def __call__(self, record: EpochRecord) -> None:
         text = (
@@ -31,17 +37,10 @@ class Recorder:
             f"{record.images_per_second:.0f} img/s"
         )
         self._progress.update(self._bar, advance=1, description=text)
+        if (record.run, record.epoch) in self._written:
+            return  # killed after this line and before its checkpoint: the same numbers again
         if self._run_dir is not None:
-            path = self._run_dir / "metrics.jsonl"
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps(asdict(record)) + "\n")
-            except OSError as error:
-                raise StorageError(
-                    f"cannot append to {path}: {error.strerror or error}; free space; the last "
-                    "checkpoint is whole, so resume goes on from there"
-                ) from error
+            _append(self._run_dir / METRICS_FILE, json.dumps(asdict(record)) + "\n")
         if self._board is not None:
             self._board.add_scalar(f"{record.run}/loss", record.loss, record.epoch)
             self._board.add_scalar(f"{record.run}/top1", record.validation_top1, record.epoch)
@@ -52,9 +51,45 @@ class Recorder:
             self._board.close()
 
 
+def _append(path: Path, line: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        raise StorageError(
+            f"cannot append to {path}: {error.strerror or error}; free space; the last "
+            "checkpoint is whole, so resume goes on from there"
+        ) from error
+
+
+def _read_lines(run_dir: Path, resume: bool) -> set[tuple[str, int]]:
+    """(run, epoch) of the lines that are there. A run that begins anew begins a new file, and
+    half a line, left by a kill or a full disk, goes."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return set()
+    kept, written = [], set()
+    for line in path.read_text().splitlines() if resume else []:
+        try:
+            record = json.loads(line)
+            written.add((str(record["run"]), int(record["epoch"])))
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(line + "\n")
+    write_atomic(path, "".join(kept).encode())
+    return written
+
+
 @contextmanager
-def open_recorder(total: int, run_dir: Path | None, quiet: bool = False) -> Iterator[Recorder]:
-    """A recorder for ``total`` epochs; the bar goes to standard error."""
+def open_recorder(
+    total: int, run_dir: Path | None, quiet: bool = False, resume: bool = False
+) -> Iterator[Recorder]:
+    """A recorder for ``total`` epochs; the bar goes to standard error.
+
+    Raises:
+        StorageError: ``metrics.jsonl`` in ``run_dir`` cannot be written.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +99,7 @@ def open_recorder(total: int, run_dir: Path | None, quiet: bool = False) -> Iter
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=quiet
     ) as progress:
-        recorder = Recorder(progress, total, run_dir)
+        recorder = Recorder(progress, total, run_dir, resume)
         try:
             yield recorder
         finally:

@@ -6,7 +6,8 @@ baselines the accuracy that the last layer alone, or all weights, reach on the s
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +24,21 @@ from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import (
     PatchedModel,
+    merge_tensors,
     random_head,
     reestimate_statistics,
     trained_names,
 )
 from patchdeploy.training.config import Scope, TrainConfig
-from patchdeploy.training.loop import Samples, Trainee, accuracy, fit, normalize, predict
+from patchdeploy.training.loop import (
+    Samples,
+    Trainee,
+    accuracy,
+    fit,
+    normalize,
+    predict,
+    split_batches,
+)
 from patchdeploy.training.records import Recorder, open_recorder
 
 SCALE_FLOOR = 1e-3
@@ -61,20 +71,20 @@ def train_patch(
         run_dir: metrics and a checkpoint per resolution; ``resume`` goes on from them.
 
     Raises:
-        DataError: an empty set, or a single class.
+        DataError: an empty set, a single class, or validation images of other classes.
         ConfigError: the patch owns nothing to train.
         TrainingError: the loss is not finite.
     """
     config, patch_config = config or TrainConfig(), patch_config or PatchConfig()
     name = task or images.name
     _check_images(images)
-    train, held = (images, validation) if validation else _hold_out(images, config)
-    sizes = sorted(resolutions or [base.preprocessing.input_size], reverse=True)
+    train, held = _parts(images, validation, config)
+    sizes = sorted(set(resolutions or [base.preprocessing.input_size]), reverse=True)
     device = choose_device(config)
     model = PatchedModel(base, device)
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None
-    with open_recorder(config.epochs * len(sizes), run_dir, quiet) as recorder:
+    with open_recorder(config.epochs * len(sizes), run_dir, quiet, resume) as recorder:
         for px in sizes:
             model.add_task(name, images.classes, patch_config, px, start=before)
             top1 = _train_resolution(
@@ -104,7 +114,7 @@ def _train_resolution(
     tensors = model.tensors(name, px)
     patch_config = model.config(name)
     if patch_config.statistics == "reestimated":
-        batches = torch.split(samples[0].inputs, config.batch_size)
+        batches = split_batches(samples[0].inputs, config.batch_size)
         reestimate_statistics(model, (normalize(b, base.preprocessing) for b in batches))
     trained = trained_names(base, patch_config) & set(tensors)
     if before is not None and config.share_head:
@@ -127,9 +137,10 @@ def _train_resolution(
         state=tensors,
         floors=_floors(base, tensors, trained),
         scope=scope,
+        context=_context(model, name, samples) if run_dir is not None else "",
     )
     if head_only and config.augment == "none":
-        trainee, samples = _cached(base, trainee, tensors, samples, device)
+        trainee, samples = _cached(model, trainee, tensors, samples, device)
     return fit(
         trainee,
         samples[0],
@@ -179,7 +190,7 @@ def train_baseline(
     """
     config = config or TrainConfig()
     _check_images(images)
-    train, held = (images, validation) if validation else _hold_out(images, config)
+    train, held = _parts(images, validation, config)
     px = resolution or base.preprocessing.input_size
     samples = [_samples(part, px, base) for part in (train, held)]
     device = choose_device(config)
@@ -190,15 +201,16 @@ def train_baseline(
             top1 = _train_resolution(
                 model, "baseline", px, train, held, config, None, device, None, False, recorder
             )
-        module = model.merge_and_unload()
+        module = model.merge_and_unload().cpu()
         parameters = sum(value.numel() for value in model.tensors().values())
         return BaselineResult("head", module, parameters, top1)
-    module = copy.deepcopy(base.module).to(device)
-    head: Any = module.get_submodule(base.head_name)
-    for key, value in random_head(base, len(images.classes), 0).items():
-        setattr(head, key.rpartition(".")[2], nn.Parameter(value.to(device)))
+    module = merge_tensors(base, random_head(base, len(images.classes), 0)).to(device)
     module.requires_grad_(True)
-    trained = dict(module.named_parameters())
+    trained = {
+        key: value
+        for key, value in module.named_parameters()
+        if key.rpartition(".")[0] not in base.unused
+    }
     trainee = Trainee(f"{images.name}@{px} all", module, trained, trained, {}, "all")
     with open_recorder(config.epochs, None, quiet) as recorder:
         top1 = fit(trainee, samples[0], samples[1], config, on_epoch=recorder)
@@ -210,9 +222,22 @@ def train_baseline(
 def evaluate(
     model: nn.Module, images: ImageDataset, resolution: int, base: Base
 ) -> tuple[float, NDArray[np.float32]]:
-    """(top-1 in [0, 1], scores float32 [N, classes]) of a float model on labelled images."""
+    """(top-1 in [0, 1], scores float32 [N, classes]) of a float model on labelled images.
+
+    Raises:
+        DataError: no image.
+    """
+    if not len(images):
+        raise DataError(f"{images.name}: 0 images; accuracy needs at least 1; add some")
     samples = _samples(images, resolution, base)
-    scores = predict(model, samples, torch.device("cpu"))
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    if isinstance(model, PatchedModel):
+        device = model.device
+    was_training = model.training
+    try:
+        scores = predict(model.eval(), samples, device)
+    finally:
+        model.train(was_training)
     top1 = float((scores.argmax(1) == samples.labels).float().mean())
     return top1, scores.numpy()
 
@@ -235,7 +260,18 @@ def _check_images(images: ImageDataset) -> None:
         )
 
 
-def _hold_out(images: ImageDataset, config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
+def _parts(
+    images: ImageDataset, validation: ImageDataset | None, config: TrainConfig
+) -> tuple[ImageDataset, ImageDataset]:
+    """What is trained on, and what chooses the epoch; they share no image."""
+    if validation is not None:
+        if validation.classes != images.classes:
+            raise DataError(
+                f"{images.name}: validation classes {list(validation.classes)[:5]} are not the "
+                f"training classes {list(images.classes)[:5]}; both need the same in the same "
+                "order; correct the folders"
+            )
+        return images, validation
     share = config.validation_fraction
     return split(images, (1.0 - share, share), seed=config.seed)
 
@@ -246,7 +282,9 @@ def _samples(images: ImageDataset, px: int, base: Base) -> Samples:
 
 
 def _floors(base: Base, tensors: dict[str, Tensor], trained: frozenset[str]) -> dict[str, Tensor]:
-    """Lower bounds of the trained scales: gamma of a normalisation, and explicit scales."""
+    """Bounds of the trained scales, with their sign: gamma of a normalisation (negative only where
+    no convolution comes before it), and explicit scales.
+    """
     state = base.module.state_dict()
     floors = {}
     for key in sorted(trained):
@@ -258,16 +296,31 @@ def _floors(base: Base, tensors: dict[str, Tensor], trained: frozenset[str]) -> 
     return floors
 
 
+def _context(model: PatchedModel, task: str, samples: list[Samples]) -> str:
+    """Digest of what a checkpoint belongs to: base, patch settings, images and labels, and the
+    resolutions before it, whose tensors this one begins with.
+    """
+    before = [px for name, px in model.tasks if name == task]
+    settings = [model.config(task).to_json(), before, list(model.classes(task))]
+    digest = hashlib.sha256(model.base.sha256.encode())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for part in samples:
+        digest.update(part.inputs.numpy().data)
+        digest.update(part.labels.numpy().data)
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def _cached(
-    base: Base,
+    model: PatchedModel,
     trainee: Trainee,
     tensors: dict[str, Tensor],
     samples: list[Samples],
     device: torch.device,
 ) -> tuple[Trainee, list[Samples]]:
     """Only the last layer learns: compute what it reads once, and train on that."""
-    head = base.module.get_submodule(base.head_name)
+    name = model.base.head_name
+    head = model.structure.get_submodule(name)
     if not isinstance(head, nn.Linear):
         return trainee, samples
     features: list[Tensor] = []
@@ -280,6 +333,6 @@ def _cached(
             cached.append(Samples(torch.cat(features).cpu(), part.labels, None))
     finally:
         handle.remove()
-    weight, bias = tensors[f"{base.head_name}.weight"], tensors.get(f"{base.head_name}.bias")
+    weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
     forward = lambda inputs: nn.functional.linear(inputs, weight, bias)  # noqa: E731
     return replace(trainee, forward=forward, uses_images=False), cached

@@ -259,7 +259,7 @@ def test_mobilenet_sizes_and_operators(
         "ADD": 10,
         "MEAN": 1,
         "RESHAPE": 1,
-        "DEQUANTIZE": 1,
+        "DEQUANTIZE": 2,
     }
 
 

@@ -1,4 +1,4 @@
-"""The copy of a base file that is set again for every task leaves nothing of the one before."""
+"""Every copy of a base file starts from the base: nothing of an earlier task is in it."""
 
 import sys
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bundle_cases import make_bundle
 
-from patchdeploy.errors import UnknownResolutionError
+from patchdeploy.errors import SlotTableError, UnknownResolutionError
 from patchdeploy.runtime.model_copy import ModelCopy
 from patchdeploy.slots import Edit, PatchValues, Slot, SlotTable, overlay, select_view
 
@@ -37,11 +37,31 @@ def test_a_first_model_is_the_overlay_seen_at_one_resolution(tmp_path):
         assert copy.render(values, 24) == expected
 
 
-def test_the_view_of_an_earlier_resolution_is_taken_back():
+def test_a_model_shows_the_view_of_its_own_resolution_only():
     base = bytes(range(12))
     copy = ModelCopy(base, table_of(1, {16: (Edit(0, 1),), 24: (Edit(4, 2),)}))
     assert copy.render(values_of(7, 1), 16)[:8] == b"\1\0\0\0" + base[4:8]
     assert copy.render(values_of(7, 1), 24)[:8] == base[:4] + b"\2\0\0\0"
+
+
+def test_a_model_that_was_given_never_changes_again():
+    base = bytes(range(12))
+    copy = ModelCopy(base, table_of(1))
+    models = []
+    for bias in range(5):
+        models.append(copy.render(values_of(bias, 1), 0))
+        copy.restock()
+    expected = [bytes(range(8)) + bytes([bias, 0, 0, 0]) for bias in range(5)]
+    assert models == expected
+    assert all(type(model) is bytes for model in models)
+    assert base == bytes(range(12))
+
+
+def test_values_that_do_not_fill_the_slots_are_refused_and_the_next_model_is_right():
+    copy = ModelCopy(bytes(16), table_of(2))
+    with pytest.raises(SlotTableError, match="sets 2 elements of bias; the values have 1"):
+        copy.render(values_of(9, 1), 0)
+    assert copy.render(values_of(3, 2), 0) == bytes(8) + b"\3\0\0\0" * 2
 
 
 def test_a_resolution_without_a_signature_is_refused():
@@ -58,6 +78,7 @@ def test_threads_never_get_a_model_of_two_tasks():
     def render(bias: int) -> None:
         for _ in range(100):
             found = np.frombuffer(copy.render(values_of(bias, count), 0), "<i4")[2:]
+            copy.restock()
             if (found != bias).any():
                 mixed.append(bias)
 

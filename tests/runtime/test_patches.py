@@ -1,0 +1,80 @@
+"""Decoded patches stay in memory within a budget, and what is kept is what was read."""
+
+import shutil
+
+import numpy as np
+import pytest
+from bundle_cases import make_bundle
+from graph_cases import random_images
+
+from patchdeploy.errors import IntegrityError
+from patchdeploy.runtime import Engine
+from patchdeploy.runtime.patches import Patches, value_bytes
+from patchdeploy.slots import PatchValues
+
+
+def values_of(rows: int) -> PatchValues:
+    """``rows`` * 8 + 5 bytes."""
+    return PatchValues(
+        np.ones(rows, np.float32),
+        np.ones(rows, np.int32),
+        np.ones(1, np.float32),
+        np.ones(1, np.int8),
+        np.empty(0, np.int8),
+    )
+
+
+def test_a_patch_is_read_once_and_the_least_recently_used_goes_first():
+    patches = Patches(budget_bytes=3 * 85)
+    read: list[str] = []
+
+    def get(task: str) -> PatchValues:
+        return patches.get((task, 1), lambda: read.append(task) or values_of(10))
+
+    for task in ("a", "b", "c", "a", "d", "a", "c", "b"):
+        get(task)
+    assert read == ["a", "b", "c", "d", "b"]
+    assert patches.held_bytes == 3 * 85
+    patches.clear()
+    assert patches.held_bytes == 0
+    get("a")
+    assert read[-1] == "a"
+
+
+def test_a_patch_larger_than_the_budget_is_not_kept_and_drives_no_other_out():
+    patches = Patches(budget_bytes=100)
+    assert value_bytes(values_of(10)) == 85
+    small = patches.get(("small", 1), lambda: values_of(10))
+    first = patches.get(("large", 1), lambda: values_of(12))
+    assert patches.get(("large", 1), lambda: values_of(12)) is not first
+    assert patches.get(("small", 1), lambda: values_of(10)) is small
+
+
+def test_a_read_that_fails_is_raised_and_leaves_nothing():
+    patches = Patches(budget_bytes=1000)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            patches.get(("a", 1), lambda: 1 // 0)
+    assert patches.held_bytes == 0
+
+
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
+def test_a_task_comes_back_from_memory_or_with_no_budget_from_the_disk(tmp_path, runtime):
+    bundle = make_bundle(tmp_path / "b")
+    images = random_images(2, 24)
+    path = shutil.copytree(bundle.path, tmp_path / "changed")
+    with (
+        Engine.open(path, runtime) as keeping,
+        Engine.open(path, runtime, patch_budget_bytes=0) as forgetful,
+    ):
+        expected = keeping.logits(images, "first", 24)
+        assert np.array_equal(forgetful.logits(images, "first", 24), expected)
+        patch = path / "patches" / "first.safetensors"
+        patch.write_bytes(patch.read_bytes()[:-1] + b"\xff")
+        for engine in (keeping, forgetful):
+            engine.evict("first", 24)
+        assert np.array_equal(keeping.logits(images, "first", 24), expected)
+        with pytest.raises(IntegrityError):
+            forgetful.logits(images, "first", 24)
+        with pytest.raises(IntegrityError):  # another resolution was not read before
+            keeping.logits(random_images(1, 16), "first", 16)
