@@ -1,10 +1,11 @@
 """Swapping to another task: time and memory, against loading a separate model.
 
 Cold: the task's patch is laid over the base and loaded, through the Engine; "from disk" reads,
-hashes and checks the patch file as well, otherwise it is still decoded in memory. Against opening another model file (a peer's int8 export, and our own stand-alone file)
-in the same runtime, from disk to ready, and to the first scores. Resident: the task is loaded
-already. Per run (ONNX Runtime): one session, the patch fed with every run. Memory: private bytes
-of a fresh process that holds K = 1, 10, 100 tasks.
+hashes and checks the patch file as well, otherwise it is still decoded in memory. Against opening
+another model file (a peer's int8 export, and our own stand-alone file) in the same runtime, from
+disk to ready, and to the first scores. Resident: the task is loaded already. Per run (ONNX
+Runtime): one session, the patch fed with every run. Memory: private bytes of a fresh process that
+holds K = 1, 10, 100 tasks.
 """
 
 from __future__ import annotations

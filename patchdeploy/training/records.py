@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,7 +30,7 @@ class Recorder:
         self._progress = progress
         self._bar = progress.add_task("training", total=total)
         self._run_dir = run_dir
-        self._board: Any = _tensorboard(run_dir) if run_dir is not None else None
+        self._board = _open_board(run_dir) if run_dir is not None else None
         self._written = _read_lines(run_dir, resume) if run_dir is not None else set()
 
     def __call__(self, record: EpochRecord) -> None:
@@ -42,8 +44,8 @@ class Recorder:
         if self._run_dir is not None:
             _append(self._run_dir / METRICS_FILE, json.dumps(asdict(record)) + "\n")
         if self._board is not None:
-            self._board.add_scalar(f"{record.run}/loss", record.loss, record.epoch)
-            self._board.add_scalar(f"{record.run}/top1", record.validation_top1, record.epoch)
+            self._board.add(f"{record.run}/loss", record.loss, record.epoch)
+            self._board.add(f"{record.run}/top1", record.validation_top1, record.epoch)
 
     def close(self) -> None:
         """Flush what is open."""
@@ -106,9 +108,43 @@ def open_recorder(
             recorder.close()
 
 
-def _tensorboard(run_dir: Path) -> Any:
+class _Board:
+    """Scalars for TensorBoard, through tensorboard's own record writer and messages.
+
+    Not torch's SummaryWriter: that imports TensorFlow where it is installed (10 s), and a process
+    aborts when it holds TensorFlow's LLVM and then Triton's, which torch's optimisers load.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._event = Event
+        self._writer = RecordWriter((folder / name).open("wb"))
+        self._writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """Append one scalar."""
+        event = self._event(wall_time=time.time(), step=step)
+        event.summary.value.add(tag=tag, simple_value=value)
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+def _open_board(run_dir: Path) -> _Board | None:
     try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError:  # an extra of its own; metrics.jsonl has the same numbers
+        return _Board(run_dir / "tensorboard")
+    except ImportError:  # not installed; metrics.jsonl has the same numbers
         return None
-    return SummaryWriter(str(run_dir / "tensorboard"))
+    except OSError as error:
+        raise StorageError(
+            f"cannot write into {run_dir / 'tensorboard'}: {error.strerror or error}; free space "
+            "or choose another run folder"
+        ) from error
