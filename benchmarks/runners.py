@@ -37,15 +37,36 @@ class LiteRTRunner:
 
     def put(self, pixels: Pixels) -> None:
         """Set the input to one image, uint8 [1, px, px, 3]."""
-        value: NDArray[Any] = pixels if self._ours else normalise(self._network, pixels)
-        if not self._ours and self._input["shape"][1] == 3:
+        value: NDArray[Any] = pixels if self._ours else self._convert(pixels)
+        self._interpreter.set_tensor(self._input["index"], np.ascontiguousarray(value))
+
+    def from_pixels(self, pixels: Pixels) -> Callable[[], object]:
+        """A call that takes the camera's pixels to scores, whatever the file wants them to be."""
+        index, interpreter = self._input["index"], self._interpreter
+        table = None if self._ours else self._convert(every_level())
+
+        def call() -> object:
+            value = pixels if table is None else look_up(table, pixels, self._channels_first)
+            interpreter.set_tensor(index, value)
+            return interpreter.invoke()
+
+        return call
+
+    @property
+    def _channels_first(self) -> bool:
+        return bool(self._input["shape"][1] == 3)
+
+    def _convert(self, pixels: Pixels) -> NDArray[Any]:
+        """Pixels as a peer's file wants them: normalised, quantised, transposed."""
+        value = normalise(self._network, pixels)
+        if self._channels_first:
             value = value.transpose(0, 3, 1, 2)
         dtype = self._input["dtype"]
-        if not self._ours and dtype != np.float32:
+        if dtype != np.float32:
             scale, zero_point = self._input["quantization"]
             limits = np.iinfo(dtype)
             value = np.clip(np.round(value / scale + zero_point), limits.min, limits.max)
-        self._interpreter.set_tensor(self._input["index"], np.ascontiguousarray(value, dtype))
+        return value.astype(dtype)
 
     def scores(self) -> NDArray[np.float64]:
         """float64 [classes] of the last invocation, dequantised."""
@@ -78,6 +99,18 @@ class OnnxRunner:
         name = self._session.get_inputs()[0].name
         self._feed = {name: np.ascontiguousarray(value)}
 
+    def from_pixels(self, pixels: Pixels) -> Callable[[], object]:
+        """A call that takes the camera's pixels to scores, whatever the file wants them to be."""
+        name = self._session.get_inputs()[0].name
+        levels = normalise(self._network, every_level()).transpose(0, 3, 1, 2)
+        table = None if self._ours else levels
+
+        def call() -> object:
+            value = pixels if table is None else look_up(table, pixels, True)
+            return self._session.run(self._names, {name: value})
+
+        return call
+
     def invoke(self) -> None:
         """Run once."""
         self._found = self._session.run(self._names, self._feed)
@@ -88,6 +121,24 @@ class OnnxRunner:
 
 
 Runner = LiteRTRunner | OnnxRunner
+
+
+def every_level() -> Pixels:
+    """uint8 [1, 256, 1, 3]: each pixel value once, in each channel."""
+    return np.repeat(np.arange(256, dtype=np.uint8)[None, :, None, None], 3, axis=3)
+
+
+def look_up(table: NDArray[Any], pixels: Pixels, channels_first: bool) -> NDArray[Any]:
+    """uint8 [1, px, px, 3] through a converted `every_level`: the quickest NumPy conversion.
+
+    One ``take`` where the three channels convert alike, else one a channel.
+    """
+    levels = table.reshape(3, 256) if channels_first else table.reshape(256, 3).T
+    image = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if channels_first else pixels
+    if np.array_equal(levels[0], levels[1]) and np.array_equal(levels[0], levels[2]):
+        return levels[0].take(image)
+    axis = 1 if channels_first else 3
+    return np.stack([levels[k].take(image.take(k, axis)) for k in range(3)], axis)
 
 
 def open_session(data: bytes | str, threads: int, ours: bool) -> Any:

@@ -75,7 +75,7 @@ def create_bundle(
         StorageError: the disk is full; nothing is left at ``path``.
     """
     path = Path(path)
-    chosen = _check_request(path, resolutions, formats)
+    chosen = check_request(path, resolutions, formats)
     files: dict[str, bytes] = {}
     converters: dict[str, ConverterEntry] = {}
     variants = {px: neutral_variant(base, px) for px in chosen}
@@ -102,9 +102,14 @@ def create_bundle(
     return Bundle(path, manifest)
 
 
-def _check_request(
+def check_request(
     path: Path, resolutions: Sequence[int], formats: Sequence[str]
 ) -> tuple[int, ...]:
+    """The resolutions sorted, once the place is free and there is something to write.
+
+    Raises:
+        ConfigError: no resolution or format, or ``path`` is in use.
+    """
     if not resolutions or any(px < 1 for px in resolutions) or not formats:
         raise ConfigError(
             f"a bundle at resolutions {list(resolutions)} in formats {list(formats)}; it needs at "

@@ -211,11 +211,14 @@ class ImageDataset:
 def load_image_folder(root: Path | str) -> ImageDataset:
     """A folder per class (sorted names are the classes), image files below each, read lazily.
 
+    Names that begin with a dot (``.git``, the ``._x.jpg`` that macOS leaves) are passed over.
+
     Raises:
         DataError: no such folder, fewer than two classes, or a class without an image.
     """
     root = Path(root)
-    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    entries = root.iterdir() if root.is_dir() else ()
+    folders = sorted(p for p in entries if p.is_dir() and not p.name.startswith("."))
     if len(folders) < 2:
         raise DataError(
             f"{root} holds {len(folders)} class folders; a task needs at least 2; make one folder "
@@ -224,7 +227,9 @@ def load_image_folder(root: Path | str) -> ImageDataset:
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(
+            p for p in folder.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+        )
         if not found:
             raise DataError(
                 f"class folder {folder} holds no image; each class needs at least 1 of "

@@ -7,6 +7,7 @@ count, swap times; all candidates interleaved in one run. Needs no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -16,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import DataError
+from patchdeploy.errors import ConfigError, DataError, UnknownTaskError
 from patchdeploy.measure import describe_device, measure_interleaved
 from patchdeploy.runtime import Engine
+from patchdeploy.verify_images import BATCH, task_labels
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -40,25 +44,38 @@ def evaluate_task(
     runtime: str = "litert",
     threads: int = 1,
     limit: int | None = None,
+    progress: Progress | None = None,
 ) -> list[TaskAccuracy]:
     """Top-1 of ``task`` at each of its resolutions, on the first ``limit`` shuffled images.
 
+    Args:
+        dataset: images of the task's classes, which may come in another order.
+        progress: told the resolution and the images done, now and then.
+
     Raises:
         DataError: no images, or the data set's classes are not the task's.
+        UnknownTaskError: the bundle has no such task.
     """
     with Engine.open(bundle, runtime=runtime, threads=threads) as engine:
-        classes = engine.classes(task)
-        if len(dataset) == 0 or tuple(dataset.classes) != tuple(classes):
-            raise DataError(
-                f"{dataset.name}: {len(dataset)} images of classes {', '.join(dataset.classes)}; "
-                f"task {task!r} has classes {', '.join(classes)}; give images of these classes, "
-                "one folder for each, by the same names"
-            )
         chosen = sample(dataset, limit)
-        return [
-            TaskAccuracy(task, runtime, px, top1(engine, chosen, task, px), len(chosen))
-            for px in engine.resolutions(task)
-        ]
+        labels = _labels_of(engine.classes(task), task, chosen)
+        rows = []
+        for px in engine.resolutions(task):
+            share = top1(engine, chosen, labels, task, px, progress)
+            rows.append(TaskAccuracy(task, runtime, px, share, len(chosen)))
+        return rows
+
+
+def _labels_of(classes: Sequence[str], task: str, dataset: ImageDataset) -> NDArray[np.int64]:
+    """The data set's labels as rows of the task's head."""
+    labels = task_labels(dataset, classes)
+    if labels is None or len(labels) == 0:
+        raise DataError(
+            f"{dataset.name}: {len(dataset)} images of classes {', '.join(dataset.classes)}; "
+            f"task {task!r} has classes {', '.join(classes)}; give images of these classes, one "
+            "folder for each, by the same names"
+        )
+    return labels
 
 
 def sample(dataset: ImageDataset, limit: int | None, seed: int = 0) -> ImageDataset:
@@ -68,11 +85,24 @@ def sample(dataset: ImageDataset, limit: int | None, seed: int = 0) -> ImageData
     return dataset.subset(np.random.default_rng(seed).permutation(len(dataset))[:limit])
 
 
-def top1(engine: Engine, dataset: ImageDataset, task: str, resolution: int) -> float:
-    """Share of images whose highest score is the label's (the first class wins a tie)."""
+def top1(
+    engine: Engine,
+    dataset: ImageDataset,
+    labels: NDArray[np.int64],
+    task: str,
+    resolution: int,
+    progress: Progress | None = None,
+) -> float:
+    """Share of images whose highest score is the label's row (the first class wins a tie)."""
     pixels = dataset.at(resolution, engine.preprocessing)
-    logits = engine.logits(pixels, task=task, resolution=resolution)
-    return float((logits.argmax(axis=1) == dataset.labels).mean())
+    right = 0
+    for start in range(0, len(pixels), BATCH):
+        part = slice(start, start + BATCH)
+        logits = engine.logits(pixels[part], task=task, resolution=resolution)
+        right += int(np.count_nonzero(logits.argmax(axis=1) == labels[part]))
+        if progress is not None:
+            progress(f"{resolution} px: {min(part.stop, len(pixels))} of {len(pixels)} images")
+    return right / len(pixels)
 
 
 def bench_bundle(
@@ -86,30 +116,50 @@ def bench_bundle(
     """Latency of every resolution and swap times, as plain JSON values.
 
     Latency: one image of noise, batch 1, resized already; every runtime, thread count and
-    resolution in turn. Swaps: ``cold`` opens a task that is not resident (overlay and
-    preparation included), ``resident`` switches to one that is; one thread, the largest
-    resolution. With a single task a cold swap finds it loaded: give a bundle with two.
+    resolution in turn. Swaps, between the tasks in turn, at one thread and the largest
+    resolution: ``cold`` reads a patch that is not loaded, overlays it and prepares the model;
+    ``resident`` switches to one that is loaded.
+
+    Raises:
+        UnknownTaskError: the bundle has no task.
+        ConfigError: no runtime, an unknown one, or a count out of range.
     """
-    engines = {
-        (runtime, count): Engine.open(bundle, runtime=runtime, threads=count)
-        for runtime in runtimes
-        for count in threads
-    }
-    try:
-        first = next(iter(engines.values()))
-        task, resolutions = first.tasks[0], first.resolutions(first.tasks[0])
+    if not runtimes or not threads or min(threads) < 1:
+        raise ConfigError(
+            f"runtimes {list(runtimes)}, threads {list(threads)}; there must be at least one of "
+            "each, and threads are 1 or more; name for instance litert and 1"
+        )
+    with ExitStack() as stack:
+        engines = {
+            (runtime, count): stack.enter_context(
+                Engine.open(bundle, runtime=runtime, threads=count)
+            )
+            for runtime in runtimes
+            for count in threads
+        }
+        task = _first_task(next(iter(engines.values())))
+        resolutions = next(iter(engines.values())).resolutions(task)
         latency = _latency(engines, task, resolutions, rounds, warmup)
-    finally:
-        for engine in engines.values():
-            engine.close()
     return {
         "device": describe_device(),
         "task": task,
+        "resolutions": list(resolutions),
+        "runtimes": list(runtimes),
+        "threads": list(threads),
+        "batch": 1,
         "warmup": warmup,
         "rounds": rounds,
         "latency": latency,
         "swaps": _swaps(bundle, runtimes, max(resolutions), rounds, warmup),
     }
+
+
+def _first_task(engine: Engine) -> str:
+    if not engine.tasks:
+        raise UnknownTaskError(
+            f"bundle {engine.bundle.path} holds 0 tasks; measuring needs at least 1; add one"
+        )
+    return engine.tasks[0]
 
 
 def _latency(
@@ -138,20 +188,26 @@ def _latency(
 def _swaps(
     bundle: Path | str, runtimes: Sequence[str], px: int, rounds: int, warmup: int
 ) -> list[dict[str, Any]]:
-    """Cold: no memory for a second resident, so every swap loads. Resident: all are loaded."""
+    """Both kinds in turn, each on an engine of its own."""
     rows = []
     for runtime in runtimes:
         with (
-            Engine.open(bundle, runtime=runtime, budget_bytes=0) as small,
-            Engine.open(bundle, runtime=runtime) as large,
+            Engine.open(bundle, runtime=runtime) as one,
+            Engine.open(bundle, runtime=runtime) as all_loaded,
         ):
-            calls = {"cold": _swap_call(small, px), "resident": _swap_call(large, px)}
-            measurement = measure_interleaved(calls, max(warmup, 2 * len(small.tasks)), rounds)
+            tasks = [task for task in one.tasks if px in one.resolutions(task)]
+            calls = {
+                "cold": _cold_swap(one, tasks, px),
+                "resident": _resident_swap(all_loaded, tasks, px),
+            }
+            measurement = measure_interleaved(calls, max(warmup, len(tasks)), rounds)
         rows += [
             {
                 "runtime": runtime,
                 "kind": kind,
                 "resolution": px,
+                "threads": 1,
+                "tasks": len(tasks),
                 "median_ms": measurement.median_ms(kind),
                 "rounds": rounds,
             }
@@ -160,10 +216,22 @@ def _swaps(
     return rows
 
 
-def _swap_call(engine: Engine, px: int) -> Callable[[], object]:
-    """Each call makes the next task the current one."""
-    tasks = cycle(engine.tasks)
-    return lambda: engine.swap_to(next(tasks), px)
+def _cold_swap(engine: Engine, tasks: Sequence[str], px: int) -> Callable[[], object]:
+    """Each call unloads what the last one loaded and makes the next task the current one."""
+    turn = cycle(tasks)
+
+    def call() -> None:
+        for loaded in engine.residents:
+            engine.evict(*loaded)
+        engine.swap_to(next(turn), px)
+
+    return call
+
+
+def _resident_swap(engine: Engine, tasks: Sequence[str], px: int) -> Callable[[], object]:
+    """Each call makes the next task the current one; after one turn all are loaded."""
+    turn = cycle(tasks)
+    return lambda: engine.swap_to(next(turn), px)
 
 
 def _noise(px: int) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from patchdeploy.base import Base
-from patchdeploy.bundle import Bundle, add_task, create_bundle, open_bundle
+from patchdeploy.bundle import Bundle, add_task, check_request, create_bundle, open_bundle
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import (
@@ -88,11 +88,7 @@ class Exporter:
             WrongBaseError: the patch was trained on another base.
             UnknownResolutionError: the patch has no such variant.
         """
-        if patch.base_sha256 != self.base_sha256:
-            raise WrongBaseError(
-                f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
-                f"{self.base_sha256[:16]}; export it with the base that it was trained on"
-            )
+        check_base(patch, self.base_sha256)
         if resolution not in patch.variants:
             raise UnknownResolutionError(
                 f"patch {patch.task!r} has no variant for {resolution} px; it was trained at "
@@ -114,17 +110,7 @@ class Exporter:
             HeadCapacityError: more classes than the exported head has rows.
         """
         config = config or CalibrationConfig()
-        if len(calibration) == 0 or config.images < 1:
-            raise EmptyCalibrationError(
-                f"task {patch.task!r}: {min(len(calibration), config.images)} calibration images; "
-                "activation ranges need at least 1 (64 to 512 are usual); pass training images"
-            )
-        if len(patch.classes) > self.quantized.head_capacity:
-            raise HeadCapacityError(
-                f"task {patch.task!r} has {len(patch.classes)} classes; the exported head has "
-                f"{self.quantized.head_capacity} rows; export the base again with "
-                f"head_capacity >= {len(patch.classes)}"
-            )
+        check_patch(patch, self.base_sha256, self.quantized.head_capacity, calibration, config)
         chosen = spread(calibration, config.images)
         values = {}
         for resolution in resolutions or sorted(patch.variants):
@@ -146,6 +132,45 @@ class Exporter:
             base_sha256=reference_sha256(self.quantized),
             values=values,
             metrics=dict(patch.metrics),
+        )
+
+
+def check_base(patch: Patch, base_sha256: str) -> None:
+    """Raise unless ``patch`` was trained on the base with that content hash.
+
+    Raises:
+        WrongBaseError: it was trained on another.
+    """
+    if patch.base_sha256 != base_sha256:
+        raise WrongBaseError(
+            f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
+            f"{base_sha256[:16]}; export it with the base that it was trained on"
+        )
+
+
+def check_patch(
+    patch: Patch,
+    base_sha256: str,
+    head_capacity: int,
+    calibration: ImageDataset,
+    config: CalibrationConfig,
+) -> None:
+    """Raise what can be known before the base is lowered, which takes seconds.
+
+    Raises:
+        WrongBaseError, HeadCapacityError, EmptyCalibrationError: see `Exporter.quantize`.
+    """
+    check_base(patch, base_sha256)
+    if len(calibration) == 0 or config.images < 1:
+        raise EmptyCalibrationError(
+            f"task {patch.task!r}: {min(len(calibration), config.images)} calibration images; "
+            "activation ranges need at least 1 (64 to 512 are usual); pass training images"
+        )
+    if len(patch.classes) > head_capacity:
+        raise HeadCapacityError(
+            f"task {patch.task!r} has {len(patch.classes)} classes; the exported head has "
+            f"{head_capacity} rows; export the base again with "
+            f"head_capacity >= {len(patch.classes)}"
         )
 
 
@@ -198,8 +223,11 @@ def export_bundle(
     Raises:
         PatchdeployError: see `Exporter.quantize`; nothing is left at ``path``.
     """
-    chosen = tuple(resolutions or common_resolutions(patches))
+    chosen = check_request(Path(path), resolutions or common_resolutions(patches), formats)
     capacity = head_capacity or max(len(patch.classes) for patch in patches)
+    for patch in patches:
+        images = _calibration_of(patch, calibration)
+        check_patch(patch, base.sha256, capacity, images, config or CalibrationConfig())
     depthwise = any("depthwise" in patch.config.kinds for patch in patches)
     exporter = Exporter.prepare(base, head_capacity=capacity, depthwise_slots=depthwise)
     quantized = [
@@ -241,9 +269,11 @@ def export_patch(
             f"the bundle at {path} was exported from base {manifest.source_sha256[:16]}, the base "
             f"given is {base.sha256[:16]}; use the base that the bundle was exported from"
         )
+    capacity = manifest.layout.head_capacity
+    check_patch(patch, base.sha256, capacity, calibration, config or CalibrationConfig())
     exporter = Exporter.prepare(
         base,
-        head_capacity=manifest.layout.head_capacity,
+        head_capacity=capacity,
         depthwise_slots=len(bundle.reference().patch_owned) > 1,
     )
     patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config)

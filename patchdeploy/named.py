@@ -3,6 +3,7 @@
 Bases: ``embedded``; ``torchvision:NAME`` (random weights) or ``torchvision:NAME@WEIGHTS``;
 ``keras:FILE.h5``; ``checkpoint:NAME:FILE`` (torchvision architecture NAME, weights from FILE).
 Images: a folder with one folder per class, or ``packaged:NAME:train`` and ``packaged:NAME:test``.
+Where labels do not matter (calibration) any folder of images does.
 """
 
 from __future__ import annotations
@@ -10,8 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchdeploy.data import ImageDataset, load_image_folder, load_packaged
-from patchdeploy.errors import ConfigError, MissingExtraError
+import numpy as np
+
+from patchdeploy.data import (
+    IMAGE_SUFFIXES,
+    ImageDataset,
+    ImageFiles,
+    load_image_folder,
+    load_packaged,
+)
+from patchdeploy.errors import ConfigError, EmptyCalibrationError, MissingExtraError
 
 if TYPE_CHECKING:
     from patchdeploy.base import Base
@@ -20,6 +29,7 @@ BASE_HELP = (
     "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5 or checkpoint:NAME:FILE "
     "(NAME is a torchvision architecture)"
 )
+_PACKAGED = "packaged:"
 IMAGES_HELP = "a folder with a folder per class, or packaged:NAME:train|test"
 
 
@@ -59,10 +69,9 @@ def open_images(name: str) -> ImageDataset:
         ConfigError: ``packaged:`` without a set and a part.
         DataError: no such folder or packaged set.
     """
-    kind, _, rest = name.partition(":")
-    if kind != "packaged":
+    if not is_packaged(name):
         return load_image_folder(Path(name))
-    packaged, _, part = rest.partition(":")
+    packaged, _, part = name.removeprefix(_PACKAGED).partition(":")
     if part not in ("train", "test"):
         raise ConfigError(
             f"images {name!r}: the part is {part!r}; it must be train or test; "
@@ -70,3 +79,28 @@ def open_images(name: str) -> ImageDataset:
         )
     train, test = load_packaged(packaged)
     return train if part == "train" else test
+
+
+def open_calibration(name: str) -> ImageDataset:
+    """The images that ``name`` stands for; labels do not matter, so any folder of images does.
+
+    Raises:
+        EmptyCalibrationError: a folder that is not there or holds no image.
+        ConfigError, DataError: see `open_images`.
+    """
+    if is_packaged(name):
+        return open_images(name)
+    root = Path(name)
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        state = "holds no image" if root.is_dir() else "is not a folder"
+        raise EmptyCalibrationError(
+            f"calibration folder {name} {state}; activation ranges need at least 1 image (64 to "
+            f"512 are usual) of {', '.join(IMAGE_SUFFIXES)}; name a folder of training images"
+        )
+    return ImageDataset(root.name, ImageFiles(paths), np.zeros(len(paths), np.int64), ("",))
+
+
+def is_packaged(name: str) -> bool:
+    """Whether ``name`` means images that ship inside a Python package."""
+    return name.startswith(_PACKAGED)

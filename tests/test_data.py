@@ -112,6 +112,28 @@ def test_a_broken_image_names_its_file_rule_and_remedy(tmp_path: Path, damage: s
     )
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, on what it can still read
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm"])
+def test_damaged_bytes_give_an_image_or_the_typed_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(gradient(24, 31)).save(path)
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    outcomes = set()
+    for kept in np.linspace(0, len(whole) - 1, 30).astype(int):
+        data = bytearray(whole)
+        for where in generator.integers(0, min(len(data), 60), 3):
+            data[where] = generator.integers(0, 256)
+        for damaged in (whole[:kept], bytes(data)):
+            path.write_bytes(damaged)
+            try:
+                image = load_image(path)
+                assert (image.dtype, image.shape[2:]) == (np.uint8, (3,))
+                outcomes.add("read")
+            except UnreadableImageError:
+                outcomes.add("refused")
+    assert "refused" in outcomes
+
+
 def test_squash_resizes_to_the_square_and_leaves_a_fitting_image_alone() -> None:
     image = gradient(20, 30)
     one = resize_image(image, 16, Preprocessing())
@@ -161,6 +183,17 @@ def test_a_folder_per_class_is_read_lazily_in_sorted_order(tmp_path: Path) -> No
     (root / "pear" / "1.png").write_bytes(b"broken")
     with pytest.raises(UnreadableImageError, match=re.escape(str(root / "pear" / "1.png"))):
         load_image_folder(root).at(16, Preprocessing())
+
+
+def test_names_that_begin_with_a_dot_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set", {"pear": 1, "apple": 1, ".git": 1})
+    (root / "pear" / "._0.png").write_bytes(b"what macOS leaves")
+    (root / "pear" / "notes.txt").write_text("sour")
+    (root / "pear" / "album.png").mkdir()
+    (root / "labels.csv").write_text("")
+    dataset = load_image_folder(root)
+    assert dataset.classes == ("apple", "pear")
+    assert len(dataset) == 2
 
 
 def test_a_class_without_images_and_a_single_class_are_refused(tmp_path: Path) -> None:

@@ -158,12 +158,11 @@ def test_batch_statistics_belong_to_training_alone(base: Base) -> None:
     assert all(torch.equal(value, learned[key]) for key, value in model.tensors().items())
     trained = model.train()(images()).detach()
     assert not torch.allclose(trained, evaluated, rtol=1e-3)
+    after = scores(model, images())
     model.merge()  # with the statistics learned so far
-    plain = scores(model, images())
-    model.unmerge()
-    assert torch.equal(scores(model, images()), plain) or float(
-        (scores(model, images()) - plain).abs().max()
-    ) < 1e-5 * float(plain.abs().max())
+    # An explicit scale in the kernel instead of behind it: 9 + 2 + 3 roundings, terms that cancel
+    # to a tenth (see above).
+    assert float((scores(model, images()) - after).abs().max()) < 8.4e-6 * float(after.abs().max())
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])

@@ -98,9 +98,9 @@ def open_recorder(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=quiet
-    ) as progress:
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal  # a bar in a log file would be blank lines
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         recorder = Recorder(progress, total, run_dir, resume)
         try:
             yield recorder

@@ -359,10 +359,10 @@ def test_features_cached_once_train_the_same_head_as_the_whole_network(
     assert calls[0] > 16  # every step ran the network
     for key in ("12.weight", "12.bias"):
         one, other = cached.tensors(16)[key], uncached.tensors(16)[key]
-        # Features differ by the order of sums at another batch size: 27 * 2**-24 a layer. Adam
-        # divides by the gradient's own size, so a step moves by at most its rate times such a
-        # relative difference, amplified where a gradient is near zero; 16 steps of 0.1.
-        np.testing.assert_allclose(one, other, rtol=0, atol=16 * 0.1 * 1e-3)
+        # Another batch size may sum in another order: 27 * 2**-24 a layer, 5e-6 over three. Adam
+        # divides a gradient by its own size, so a step moves by its rate times that difference, up
+        # to twentyfold where a gradient has nearly vanished; 16 steps at 0.1.
+        np.testing.assert_allclose(one, other, rtol=0, atol=16 * 0.1 * 20 * 5e-6)
         assert np.abs(one).max() > 0.05
 
 

@@ -1,0 +1,323 @@
+"""The installed command, as a person types it: what it prints, and how it ends."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchdeploy.data import load_packaged
+
+COMMAND = str(Path(sysconfig.get_path("scripts")) / "patchdeploy")
+COMMANDS = ("demo", "train", "export", "add", "inspect", "verify", "run", "evaluate", "bench")
+
+
+def call(*arguments, cwd=None, **environment):
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **environment},
+        check=False,
+    )
+
+
+def answer(*arguments):
+    """The JSON that a command prints; it must have ended well."""
+    done = call(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def write_folder(root, name, per_class, classes=None):
+    """A folder per class of real images, from a packaged set."""
+    train, _ = load_packaged(name)
+    for label, title in enumerate(train.classes[:classes]):
+        folder = root / title.replace("/", "_")
+        folder.mkdir(parents=True)
+        for index in np.flatnonzero(train.labels == label)[:per_class]:
+            Image.fromarray(np.asarray(train.images[index])).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two trained patches and a bundle of the first, all made by the command."""
+    root = tmp_path_factory.mktemp("cli")
+    write_folder(root / "faces", "faces", 12)
+    write_folder(root / "garments", "fashion", 8, classes=3)
+    for task in ("faces", "garments"):
+        found = answer(
+            "train", root / task, "--task", task, "--out", root / "patches" / task,
+            "--resolutions", "32", "--epochs", "1", "--batch-size", "8",
+        )  # fmt: skip
+        assert 0 <= found["metrics"]["validation_top1"]["32"] <= 1
+    report = answer(
+        "export", root / "bundle", "--patch", root / "patches/faces",
+        "--calibration", f"faces={root / 'faces'}", "--head-capacity", "3",
+    )  # fmt: skip
+    assert set(report["formats"]) == {"tflite", "onnx"}
+    return root
+
+
+@pytest.fixture
+def bundle(place, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(place / "bundle", tmp_path / "bundle")
+
+
+def refused(done, code, *words):
+    """The command ended with ``code``, an error that says ``words``, and no traceback."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    text = " ".join(done.stderr.split())
+    for word in words:
+        assert word in text, text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_command_and_what_it_does(command):
+    assert command in call("--help").stdout
+    done = call(command, "--help")
+    assert done.returncode == 0
+    assert "Usage: patchdeploy " + command in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_add_puts_a_task_in_and_leaves_the_base_as_it_was(place, bundle):
+    before = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name.startswith("base.")}
+    report = answer(
+        "add", bundle, "--patch", place / "patches/garments", "--calibration", place / "garments"
+    )
+    assert set(report["tasks"]) == {"faces", "garments"}
+    after = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name.startswith("base.")}
+    assert after == before
+    assert len(before) == 4
+
+
+def test_inspect_tells_shared_from_private_bytes(place):
+    report = answer("inspect", place / "bundle")
+    sizes = report["formats"]["tflite"]
+    assert sizes["shared_bytes"] + sum(sizes["slot_bytes"].values()) == sizes["file_bytes"]
+    assert sizes["duplicated_bytes"] == 0
+    assert "faces" in call("inspect", place / "bundle").stdout
+
+
+def test_verify_passes_on_a_whole_bundle_and_fails_on_one_changed_byte(place, bundle):
+    assert answer("verify", bundle, "--images", place / "faces", "--limit", "8")["ok"] is True
+    data = bytearray((bundle / "base.tflite").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "base.tflite").write_bytes(data)
+    done = call("verify", bundle)
+    assert done.returncode == 1
+    assert "FAIL" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
+def test_run_classifies_files_and_folders(place, runtime):
+    folder = place / "faces" / "face"
+    found = answer(
+        "run", place / "bundle", folder, next(folder.iterdir()), "--task", "faces",
+        "--runtime", runtime, "--top", "2",
+    )  # fmt: skip
+    assert len(found) == 13
+    for one in found:
+        chances = [guess["probability"] for guess in one["top"]]
+        assert len(chances) == 2
+        # Two float32 probabilities of two classes: each rounds by at most 2^-25, the sum once more.
+        assert sum(chances) == pytest.approx(1.0, abs=2**-23)
+
+
+def test_run_goes_on_after_an_unreadable_image_and_ends_with_2(place, tmp_path):
+    shutil.copy(next((place / "faces/face").iterdir()), tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    done = call("run", place / "bundle", tmp_path, "--task", "faces", "--json")
+    assert done.returncode == 2
+    by_name = {Path(one["image"]).name: one for one in json.loads(done.stdout)}
+    assert "top" in by_name["good.png"]
+    assert "cannot read image" in by_name["broken.png"]["error"]
+
+
+def test_evaluate_counts_the_images_of_the_folder(place):
+    (found,) = answer("evaluate", place / "bundle", place / "faces", "--task", "faces")
+    assert found["images"] == 24
+    assert found["resolution"] == 32
+    assert 0 <= found["top1"] <= 1
+
+
+def test_bench_says_device_versions_threads_and_rounds(place):
+    report = answer("bench", place / "bundle", "--threads", "1", "--rounds", "3")
+    assert report["device"]["versions"]["onnxruntime"]
+    assert {row["runtime"] for row in report["latency"]} == {"litert", "onnxruntime"}
+    for row in report["latency"]:
+        assert row["threads"] == 1
+        assert row["rounds"] == 3
+        assert row["median_ms"] > 0
+    assert {row["kind"] for row in report["swaps"]} == {"cold", "resident"}
+
+
+def test_usage_errors_end_with_2(place):
+    assert call("run", place / "bundle").returncode == 2
+    assert call("nonsense").returncode == 2
+
+
+def test_an_unknown_task_or_resolution_names_what_there_is(place):
+    image = next((place / "faces/face").iterdir())
+    refused(call("run", place / "bundle", image, "--task", "cats"), 2, "'cats'", "faces")
+    refused(
+        call("run", place / "bundle", image, "--task", "faces", "--resolution", "48"),
+        2,
+        "was not exported at 48 px; it has 32",
+    )
+
+
+def test_a_base_that_follows_no_form_is_refused(place, tmp_path):
+    done = call(
+        "train", place / "faces", "--task", "x", "--out", tmp_path / "x", "--base", "mobilenet"
+    )
+    refused(done, 2, "base 'mobilenet' is none of the forms embedded,")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_patch_of_another_base_is_refused_and_leaves_no_bundle(place, tmp_path):
+    done = call(
+        "export", tmp_path / "bundle", "--patch", place / "patches/faces",
+        "--calibration", f"faces={place / 'faces'}", "--base", "torchvision:mobilenet_v2",
+    )  # fmt: skip
+    refused(done, 2, "was trained on base", "export it with the base that it was trained on")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_more_classes_than_the_head_has_rows_are_refused(place, tmp_path):
+    done = call(
+        "export", tmp_path / "bundle", "--patch", place / "patches/garments",
+        "--calibration", f"garments={place / 'garments'}", "--head-capacity", "2",
+    )  # fmt: skip
+    refused(done, 2, "has 3 classes", "2 rows", "head_capacity >= 3")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_empty_calibration_folder_is_refused(place, tmp_path):
+    (tmp_path / "empty/a").mkdir(parents=True)
+    (tmp_path / "empty/b").mkdir()
+    done = call(
+        "export", tmp_path / "bundle", "--patch", place / "patches/faces",
+        "--calibration", f"faces={tmp_path / 'empty'}",
+    )  # fmt: skip
+    refused(done, 2, "holds no image")
+
+
+def test_calibration_without_its_task_shows_how_to_write_it(place, tmp_path):
+    done = call(
+        "export", tmp_path / "bundle", "--patch", place / "patches/faces",
+        "--calibration", place / "faces",
+    )  # fmt: skip
+    refused(done, 2, "it must be TASK=IMAGES")
+
+
+def test_a_bundle_is_never_written_over_something_else(place):
+    before = sorted(p.name for p in (place / "bundle").iterdir())
+    done = call(
+        "export", place / "bundle", "--patch", place / "patches/faces",
+        "--calibration", f"faces={place / 'faces'}",
+    )  # fmt: skip
+    refused(done, 2, "is in use")
+    assert sorted(p.name for p in (place / "bundle").iterdir()) == before
+
+
+def test_a_full_disk_ends_with_4_and_leaves_the_bundle_as_it_was(place, bundle):
+    before = {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file() and p.name != ".lock"}
+    # A file size limit makes the kernel fail a write in the middle, as a full disk does.
+    program = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from patchdeploy.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "main()\n"
+    )
+    arguments = [
+        "patchdeploy", "add", bundle, "--patch", place / "patches/garments",
+        "--calibration", place / "garments",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused(done, 4, "cannot write", "free space")
+    after = {p: p.read_bytes() for p in bundle.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert after == before
+
+
+def test_a_missing_extra_ends_with_3_and_names_it(place):
+    # A module that Python is told not to find stands for one that is not installed.
+    program = (
+        "import sys\n"
+        "for name in ('ai_edge_litert', 'tflite_runtime', 'tensorflow'):\n"
+        "    sys.modules[name] = None\n"
+        "from patchdeploy.cli import main\n"
+        "sys.argv = sys.argv[1:]\n"
+        "main()\n"
+    )
+    arguments = ["patchdeploy", "bench", place / "bundle", "--runtimes", "litert"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused(done, 3, "patchdeploy[tflite]")
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback():
+    program = (
+        "import sys\n"
+        "import patchdeploy.bundle\n"
+        "from patchdeploy.cli import main\n"
+        "def interrupted(*arguments): raise KeyboardInterrupt\n"
+        "patchdeploy.bundle.open_bundle = interrupted\n"
+        "sys.argv = ['patchdeploy', 'inspect', 'somewhere']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
+def test_a_defect_of_ours_says_so_without_a_traceback_unless_asked():
+    program = (
+        "import sys\n"
+        "import patchdeploy.bundle\n"
+        "from patchdeploy.cli import main\n"
+        "def broken(*arguments): raise ZeroDivisionError('planted')\n"
+        "patchdeploy.bundle.open_bundle = broken\n"
+        "sys.argv = ['patchdeploy', 'inspect', 'somewhere']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 70
+    assert "defect of patchdeploy" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATCHDEPLOY_TRACEBACK": "1"},
+        check=False,
+    )
+    assert "Traceback" in done.stderr

@@ -1,0 +1,199 @@
+"""Patches to a bundle: what is shared stays the same, and both runtimes agree on every kind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from patchdeploy.base import Base
+from patchdeploy.bundle import open_bundle
+from patchdeploy.data import Preprocessing, load_packaged
+from patchdeploy.errors import (
+    ConfigError,
+    EmptyCalibrationError,
+    HeadCapacityError,
+    NegativeScaleError,
+    PatchError,
+    UnknownResolutionError,
+    WrongBaseError,
+)
+from patchdeploy.evaluate import sample
+from patchdeploy.export import CalibrationConfig, common_resolutions, export_bundle, export_patch
+from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patched_model import PatchedModel, initial_tensors
+from patchdeploy.runtime import Engine
+from patchdeploy.storage import sha256_hex
+from patchdeploy.training import evaluate
+from patchdeploy.verify import verify_bundle
+
+FEW = CalibrationConfig(images=16)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return Base.embedded()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sample(load_packaged("digits")[0], 32)
+
+
+def perturbed(base, task, seed, kinds=("scale_bias", "head"), classes=3, sizes=(32,)):
+    """A patch away from the base in everything it owns, scales positive."""
+    config = PatchConfig(kinds)
+    generator = np.random.default_rng(seed)
+    variants = {}
+    start = {k: v.numpy() for k, v in initial_tensors(base, config, classes).items()}
+    head = {
+        k: v + generator.normal(0, 0.1, v.shape) for k, v in start.items() if base.head_name in k
+    }
+    for px in sizes:
+        changed = {}
+        for key, value in start.items():
+            if key in head:
+                moved = head[key]
+            elif key.endswith(("running_var", "patch_scale")) or value.ndim == 4:
+                moved = value * np.exp(generator.normal(0, 0.1, value.shape))
+            elif key.endswith(".weight"):
+                moved = value * np.exp(generator.normal(0, 0.2, value.shape))
+            else:
+                moved = value + generator.normal(0, 0.05, value.shape)
+            changed[key] = moved.astype(np.float32)
+        variants[px] = changed
+    return Patch(task, base.sha256, config, tuple(map(str, range(classes))), variants)
+
+
+def base_hashes(path):
+    return {f: sha256_hex((path / f).read_bytes()) for f in ("base.tflite", "base.onnx")}
+
+
+def test_the_base_files_depend_on_no_patch_and_exporting_twice_gives_the_same_bytes(
+    base, images, tmp_path
+):
+    paths = [tmp_path / name for name in ("one", "other", "again")]
+    for path, seed in zip(paths, (1, 2, 1), strict=True):
+        patch = perturbed(base, "task", seed)
+        export_bundle(path, base, [patch], {"task": images}, config=FEW)
+    assert base_hashes(paths[0]) == base_hashes(paths[1]) == base_hashes(paths[2])
+    files = [(path / "patches/task.safetensors").read_bytes() for path in paths]
+    assert files[0] == files[2]
+    assert files[0] != files[1]
+
+
+def test_a_task_added_later_equals_one_exported_from_the_start(base, images, tmp_path):
+    first, second = perturbed(base, "first", 1), perturbed(base, "second", 2, classes=2)
+    data = {"first": images, "second": images}
+    together = export_bundle(tmp_path / "a", base, [first, second], data, config=FEW)
+    export_bundle(tmp_path / "b", base, [first], data, config=FEW)
+    later = export_patch(tmp_path / "b", base, second, images, config=FEW)
+    assert base_hashes(tmp_path / "a") == base_hashes(tmp_path / "b")
+    entry = together.task("second").file
+    assert together.read(entry) == later.read(later.task("second").file)
+    assert open_bundle(tmp_path / "b").tasks == ("first", "second")
+
+
+@pytest.mark.parametrize(
+    ("name", "px", "kinds"),
+    [
+        ("embedded", 48, ("scale_bias", "depthwise", "head")),
+        ("embedded", 32, ("depthwise",)),
+        ("squeezenet1_1", 64, ("scale_bias", "head")),
+        ("mobilenet_v3_small", 64, ("scale_bias", "depthwise", "head")),
+        ("resnet18", 64, ("scale_bias", "head")),
+        ("shufflenet_v2_x1_0", 64, ("scale_bias", "head")),
+    ],
+)
+def test_every_kind_of_patch_verifies_in_both_runtimes(base, images, tmp_path, name, px, kinds):
+    network = base
+    if name != "embedded":
+        scalar = Preprocessing((128 / 255,) * 3, (0.25,) * 3, px)
+        network = Base.from_torchvision(name, num_classes=10, preprocessing=scalar)
+    patches = [
+        perturbed(network, "large", 1, kinds, classes=5, sizes=(px,)),
+        perturbed(network, "small", 2, kinds, classes=2, sizes=(px,)),
+    ]
+    data = {"large": images, "small": images}
+    bundle = export_bundle(tmp_path / "b", network, patches, data, config=FEW, float_files=True)
+    report = verify_bundle(bundle.path, images, limit=8, reference_limit=4)
+    assert report.ok, [check.detail for check in report.failures]
+    kinds_of_check = {check.name for check in report.checks if check.passed}
+    assert "overlay = stand-alone" in kinds_of_check
+    with Engine.open(bundle) as engine:
+        pixels = images.at(px, network.preprocessing)[:4]
+        one = engine.logits(pixels, "large", px)
+        assert one.shape == (4, 5)
+        assert np.ptp(one) > 0  # a patch that does nothing could not fail
+        assert engine.logits(pixels, "small", px).shape == (4, 2)
+
+
+def test_int8_scores_follow_the_float_network_on_real_images(base, images, tmp_path):
+    patch = perturbed(base, "task", 3, classes=10, sizes=(48,))
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    model = PatchedModel(base)
+    model.load_patch(patch)
+    _, wanted = evaluate(model, images, 48, base)
+    with Engine.open(tmp_path / "b") as engine:
+        found = engine.logits(images.at(48, base.preprocessing), "task", 48)
+    # int8 carries about 8 bits through some 50 layers; seen 0.99. A wrong layout, scale or offset
+    # anywhere makes the scores unrelated: correlation near 0.
+    centred = [scores - scores.mean(axis=0) for scores in (found, wanted)]
+    correlation = np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1]
+    assert correlation > 0.9
+
+
+def test_a_scale_that_turns_negative_on_a_shared_row_is_refused_by_name(base, images, tmp_path):
+    patch = perturbed(base, "task", 1)
+    tensors = dict(patch.tensors(32))
+    gamma = tensors["features.3.conv.0.1.weight"].copy()
+    gamma[7] = -abs(gamma).max()
+    tensors["features.3.conv.0.1.weight"] = gamma
+    flipped = replace(patch, variants={32: tensors})
+    with pytest.raises(NegativeScaleError, match=r"'task'.*features\.3\.conv\.0\.0.*7"):
+        export_bundle(tmp_path / "b", base, [flipped], {"task": images}, config=FEW)
+    assert not (tmp_path / "b").exists()
+
+
+def test_depthwise_kernels_over_a_base_without_slots_for_them_are_refused(base, images, tmp_path):
+    plain = perturbed(base, "plain", 1)
+    export_bundle(tmp_path / "b", base, [plain], {"plain": images}, config=FEW)
+    deep = perturbed(base, "deep", 2, ("scale_bias", "depthwise", "head"))
+    with pytest.raises(PatchError, match="17 convolutions that this base shares"):
+        export_patch(tmp_path / "b", base, deep, images, config=FEW)
+    assert open_bundle(tmp_path / "b").tasks == ("plain",)
+
+
+def test_what_can_be_known_first_is_refused_before_anything_is_written(base, images, tmp_path):
+    patch = perturbed(base, "task", 1)
+    other = Base.from_torchvision("mobilenet_v2", width_mult=0.35)
+    path = tmp_path / "b"
+    with pytest.raises(WrongBaseError):
+        export_bundle(path, other, [patch], {"task": images})
+    with pytest.raises(EmptyCalibrationError, match="no calibration images"):
+        export_bundle(path, base, [patch], {"another": images})
+    with pytest.raises(EmptyCalibrationError, match="0 calibration images"):
+        export_bundle(path, base, [patch], {"task": images.subset([])})
+    with pytest.raises(HeadCapacityError):
+        export_bundle(path, base, [patch], {"task": images}, head_capacity=2)
+    with pytest.raises(UnknownResolutionError):
+        export_bundle(path, base, [patch], {"task": images}, resolutions=[48], config=FEW)
+    with pytest.raises(ConfigError, match="at least 1 task"):
+        export_bundle(path, base, [], {})
+    assert not path.exists()
+
+
+def test_patches_without_a_common_resolution_are_listed(base):
+    with pytest.raises(ConfigError, match=r"a: \[32\]; b: \[48\]"):
+        common_resolutions([perturbed(base, "a", 1), perturbed(base, "b", 1, sizes=(48,))])
+
+
+def test_exporting_changes_neither_patch_nor_base(base, images, tmp_path):
+    patch = perturbed(base, "task", 1)
+    before = {key: value.copy() for key, value in patch.tensors(32).items()}
+    state = {key: value.clone() for key, value in base.module.state_dict().items()}
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    for key, value in patch.tensors(32).items():
+        np.testing.assert_array_equal(value, before[key])
+    for key, value in base.module.state_dict().items():
+        assert torch.equal(value, state[key])
