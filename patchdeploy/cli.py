@@ -1,38 +1,57 @@
 """The command line: every job of the library as one command.
 
-Exit codes: 0 done, 1 a check failed (verify), 2 bad input or usage, 3 an optional package is
-missing, 4 the disk is full or not writable, 70 a defect of ours, 130 interrupted. Figures go to
-standard output, as a table or with ``--json`` as JSON; progress and errors to standard error.
+Figures go to standard output, as a table or with ``--json`` as JSON; progress and errors to
+standard error. Exit codes: see `patchdeploy.cli_exit`.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from patchdeploy.cli_tables import emit, make_table, size_tables
+from patchdeploy.cli_exit import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, run_app
+from patchdeploy.cli_options import (
+    FORMS,
+    IMAGE_FORMS,
+    BaseOption,
+    BundleArgument,
+    FormatsOption,
+    JsonOption,
+    RuntimeOption,
+    ThreadsOption,
+    check_writable,
+    errors_console,
+    parse_integers,
+    parse_words,
+    show_progress,
+)
+from patchdeploy.cli_tables import (
+    bench_tables,
+    describe_prediction,
+    emit,
+    make_table,
+    prediction_table,
+    size_tables,
+    verify_table,
+)
 from patchdeploy.errors import (
     ConfigError,
-    MissingExtraError,
-    PatchdeployError,
-    StorageError,
+    DataError,
 )
-from patchdeploy.named import BASE_HELP, IMAGES_HELP, open_base, open_images
+from patchdeploy.named import (
+    is_packaged,
+    open_base,
+    open_calibration,
+    open_images,
+)
 
 if TYPE_CHECKING:
     from patchdeploy.bundle import Bundle
-
-EXIT_CHECK_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_MISSING_EXTRA = 3
-EXIT_STORAGE = 4
-EXIT_DEFECT = 70
-EXIT_INTERRUPTED = 130
+    from patchdeploy.runtime import Engine
 
 app = typer.Typer(
     name="patchdeploy",
@@ -42,24 +61,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_err = Console(stderr=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.")]
-BaseOption = Annotated[str, typer.Option("--base", help=f"The base network: {BASE_HELP}.")]
-RuntimeOption = Annotated[str, typer.Option(help="litert or onnxruntime.")]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
-FormatsOption = Annotated[str, typer.Option(help="Converters to write with, commas between.")]
-
-
-def _integers(text: str, option: str) -> list[int]:
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} is {text!r}; it must be whole numbers with commas between; "
-            "write for instance 32,48,64"
-        ) from error
 
 
 @app.command()
@@ -67,13 +68,17 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for patches, bundle and report.")] = Path(
         "out/demo"
     ),
-    quick: Annotated[bool, typer.Option(help="Two tasks, one epoch: to see that it runs.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two tasks, one epoch: to see that it runs.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train patches for five real image tasks, export, verify, measure and write a report."""
     from patchdeploy.demo import run_demo
 
-    result = run_demo(out, quick=quick, log=lambda text: _err.print(text, highlight=False))
+    result = run_demo(
+        out, quick=quick, log=lambda text: errors_console.print(text, highlight=False)
+    )
     emit(
         as_json,
         result.document,
@@ -85,9 +90,9 @@ def demo(
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
-@app.command()
+@app.command(epilog=FORMS)
 def train(
-    images: Annotated[str, typer.Argument(help=f"Training images: {IMAGES_HELP}.")],
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Training images; forms below.")],
     out: Annotated[Path, typer.Option(help="Folder for the patch.")],
     task: Annotated[str, typer.Option(help="Task name: a-z, 0-9, - and _.")],
     base: BaseOption = "embedded",
@@ -95,23 +100,34 @@ def train(
         str, typer.Option(help="What the patch owns: scale_bias, depthwise, head.")
     ] = "scale_bias,head",
     resolutions: Annotated[str, typer.Option(help="Square sides in pixels.")] = "64",
-    epochs: Annotated[int, typer.Option(min=1)] = 8,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes for each resolution.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: what suits the kinds.")
     ] = None,
     recipe: Annotated[str, typer.Option(help="modern or paper.")] = "modern",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Order of the images.")] = 0,
     run_dir: Annotated[
         Path | None, typer.Option(help="Metrics and checkpoints; lets a killed run resume.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --run-dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --run-dir.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train one task's patch over a frozen base."""
     from patchdeploy.patch import PatchConfig
+    from patchdeploy.patchfile import check_classes
     from patchdeploy.training import TrainConfig, train_patch
 
+    if resume and run_dir is None:
+        raise ConfigError(
+            "--resume without --run-dir; the checkpoint lies in the run's folder; name it"
+        )
+    check_writable(out)
+    sides = parse_integers(resolutions, "--resolutions", "32,48,64")
+    dataset = open_images(images)
+    check_classes(task, dataset.classes, len(dataset.classes))
     network = open_base(base)
     config = TrainConfig.from_json(
         {
@@ -122,13 +138,13 @@ def train(
             "seed": seed,
         }
     )
-    patch_config = PatchConfig.from_json({"kinds": kinds.split(",")})
+    patch_config = PatchConfig.from_json({"kinds": parse_words(kinds)})
     patch = train_patch(
         network,
-        open_images(images),
+        dataset,
         config,
         patch_config,
-        resolutions=_integers(resolutions, "--resolutions"),
+        resolutions=sides,
         task=task,
         run_dir=run_dir,
         resume=resume,
@@ -139,13 +155,13 @@ def train(
     emit(as_json, document, make_table(f"Patch {task} in {out}", ["", ""], rows))
 
 
-@app.command()
+@app.command(epilog=FORMS)
 def export(
-    out: Annotated[Path, typer.Argument(help="The bundle folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle folder to make.")],
     patch: Annotated[list[Path], typer.Option(help="A patch folder; repeat for several.")],
     calibration: Annotated[
         list[str],
-        typer.Option(help=f"TASK={IMAGES_HELP}; training images, one for each patch."),
+        typer.Option(metavar="TASK=IMAGES", help="Training images, one for each patch."),
     ],
     base: BaseOption = "embedded",
     resolutions: Annotated[
@@ -165,24 +181,29 @@ def export(
     from patchdeploy.patch import Patch
 
     patches = [Patch.from_pretrained(folder) for folder in patch]
-    bundle = export_bundle(
-        out,
-        open_base(base),
-        patches,
-        dict(_task_images(one) for one in calibration),
-        resolutions=_integers(resolutions, "--resolutions") if resolutions else None,
-        formats=formats.split(","),
-        head_capacity=head_capacity,
-        float_files=float_files,
-    )
+    images = dict(_task_images(one) for one in calibration)
+    with show_progress("exporting") as report:
+        bundle = export_bundle(
+            out,
+            open_base(base),
+            patches,
+            images,
+            resolutions=(
+                parse_integers(resolutions, "--resolutions", "32,48,64") if resolutions else None
+            ),
+            formats=parse_words(formats),
+            head_capacity=head_capacity,
+            float_files=float_files,
+            progress=report,
+        )
     _print_sizes(bundle, as_json)
 
 
-@app.command()
+@app.command(epilog=FORMS)
 def add(
     bundle: BundleArgument,
     patch: Annotated[Path, typer.Option(help="A patch folder.")],
-    calibration: Annotated[str, typer.Option(help=f"Training images: {IMAGES_HELP}.")],
+    calibration: Annotated[str, typer.Option(metavar="IMAGES", help="Training images.")],
     base: BaseOption = "embedded",
     float_files: Annotated[bool, typer.Option("--float", help="Also float32 files.")] = False,
     as_json: JsonOption = False,
@@ -191,13 +212,15 @@ def add(
     from patchdeploy.export import export_patch
     from patchdeploy.patch import Patch
 
-    made = export_patch(
-        bundle,
-        open_base(base),
-        Patch.from_pretrained(patch),
-        open_images(calibration),
-        float_files=float_files,
-    )
+    with show_progress("exporting") as report:
+        made = export_patch(
+            bundle,
+            open_base(base),
+            Patch.from_pretrained(patch),
+            open_calibration(calibration),
+            float_files=float_files,
+            progress=report,
+        )
     _print_sizes(made, as_json)
 
 
@@ -208,7 +231,7 @@ def _task_images(text: str) -> tuple[str, Any]:
             f"--calibration is {text!r}; it must be TASK=IMAGES; "
             "write for instance digits=packaged:digits:train"
         )
-    return task, open_images(images)
+    return task, open_calibration(images)
 
 
 @app.command()
@@ -226,11 +249,12 @@ def _print_sizes(bundle: Bundle, as_json: bool) -> None:
     emit(as_json, report, *size_tables(report))
 
 
-@app.command()
+@app.command(epilog=IMAGE_FORMS + " Here any folder of images will do.")
 def verify(
     bundle: BundleArgument,
     images: Annotated[
-        str | None, typer.Option(help=f"Test images: {IMAGES_HELP}. One task: its labels count.")
+        str | None,
+        typer.Option(metavar="IMAGES", help="Test images; labels give accuracies. Forms below."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="The task that --images belongs to; default: every task.")
@@ -239,15 +263,20 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check hashes, overlay = stand-alone, and both runtimes against the reference."""
+    from patchdeploy.bundle_reader import read_manifest
     from patchdeploy.verify import verify_bundle
 
-    report = verify_bundle(
-        bundle, images=open_images(images) if images else None, task=task, limit=limit
-    )
-    words = {True: "pass", False: "FAIL", None: "skipped"}
-    rows = [[words[c.passed], c.name, c.subject, c.detail] for c in report.checks]
-    table = make_table(f"Verify {bundle}", ["", "check", "of", "detail"], rows)
-    emit(as_json, report.to_json(), table)
+    read_manifest(bundle)  # no bundle at all is bad input; a damaged one fails its checks
+    chosen = open_images(images) if images and is_packaged(images) else images
+    with show_progress("verifying") as tell:
+        report = verify_bundle(
+            bundle,
+            images=chosen,
+            task=task,
+            limit=limit,
+            progress=lambda check: tell(f"{check.name}, {check.subject}"),
+        )
+    emit(as_json, report.to_json(), verify_table(report))
     if not report.ok:
         raise typer.Exit(EXIT_CHECK_FAILED)
 
@@ -255,9 +284,13 @@ def verify(
 @app.command()
 def run(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders of images.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Image files or folders of images.")
+    ],
     task: Annotated[str, typer.Option(help="Which task.")],
-    resolution: Annotated[int | None, typer.Option(help="Default: the task's largest.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels. Default: the task's largest.")
+    ] = None,
     runtime: RuntimeOption = "litert",
     threads: ThreadsOption = 1,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
@@ -266,39 +299,40 @@ def run(
     """Classify images with one task of a bundle."""
     from patchdeploy.runtime import Engine
 
-    with Engine.open(bundle, runtime=runtime, threads=threads) as engine:
+    results: list[tuple[Path, Any]] = []
+    with (
+        Engine.open(bundle, runtime=runtime, threads=threads) as engine,
+        show_progress("classifying") as report,
+    ):
         px = resolution or max(engine.resolutions(task))
-        results: list[tuple[Path, Any]] = []
+        engine.prewarm(task, px)
         for path in images:
-            if path.is_dir():
-                results += engine.classify_folder(path, task=task, resolution=px)
-            else:
-                results.append((path, engine.classify(path, task=task, resolution=px)))
-    document = [_prediction(path, outcome, top) for path, outcome in results]
-    rows = [[one["image"], one.get("error") or _top_text(one)] for one in document]
-    emit(as_json, document, make_table(f"{task} at {px} px, {runtime}", ["image", "classes"], rows))
+            for one in _classify_path(engine, path, task, px):
+                results.append(one)
+                report(f"{len(results)} images")
+    document = [describe_prediction(path, outcome, top) for path, outcome in results]
+    emit(as_json, document, prediction_table(f"{task} at {px} px, {runtime}", document))
     if any("error" in one for one in document):
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _prediction(path: Path, outcome: Any, top: int) -> dict[str, Any]:
-    if isinstance(outcome, PatchdeployError):
-        return {"image": str(path), "error": str(outcome)}
-    best = outcome.top(top)
-    return {
-        "image": str(path),
-        "top": [{"label": label, "probability": probability} for label, probability in best],
-    }
+def _classify_path(engine: Engine, path: Path, task: str, px: int) -> Iterator[tuple[Path, Any]]:
+    """One file or every image of a folder; an unreadable one gives its error."""
+    if path.is_dir():
+        yield from engine.classify_folder(path, task=task, resolution=px)
+        return
+    try:
+        yield path, engine.classify(path, task=task, resolution=px)
+    except DataError as error:
+        yield path, error
 
 
-def _top_text(one: dict[str, Any]) -> str:
-    return ", ".join(f"{c['label']} {100 * c['probability']:.1f} %" for c in one["top"])
-
-
-@app.command()
+@app.command(epilog=IMAGE_FORMS)
 def evaluate(
     bundle: BundleArgument,
-    images: Annotated[str, typer.Argument(help=f"Labelled test images: {IMAGES_HELP}.")],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="Labelled test images; forms below.")
+    ],
     task: Annotated[str, typer.Option(help="Which task.")],
     runtime: RuntimeOption = "litert",
     threads: ThreadsOption = 1,
@@ -308,11 +342,19 @@ def evaluate(
     """Top-1 accuracy of a task at each of its resolutions."""
     from patchdeploy.evaluate import evaluate_task
 
-    results = evaluate_task(
-        bundle, open_images(images), task, runtime=runtime, threads=threads, limit=limit
-    )
+    dataset = open_images(images)
+    with show_progress("evaluating") as report:
+        results = evaluate_task(
+            bundle,
+            dataset,
+            task,
+            runtime=runtime,
+            threads=threads,
+            limit=limit,
+            progress=report,
+        )
     rows = [[f"{r.resolution} px", f"{100 * r.top1:.2f} %", str(r.images)] for r in results]
-    document = [vars(result) for result in results]
+    document = [asdict(result) for result in results]
     emit(
         as_json,
         document,
@@ -331,52 +373,15 @@ def bench(
     """Latency per resolution, cold and resident swaps; interleaved in one run."""
     from patchdeploy.evaluate import bench_bundle
 
-    report = bench_bundle(
-        bundle, runtimes=runtimes.split(","), threads=_integers(threads, "--threads"), rounds=rounds
-    )
-    latency = [
-        [
-            f"{r['runtime']}, {r['threads']} threads",
-            f"{r['resolution']} px",
-            f"{r['median_ms']:.3f}",
-            f"{r['p10_ms']:.3f} to {r['p90_ms']:.3f}",
-        ]
-        for r in report["latency"]
-    ]
-    swaps = [[r["runtime"], r["kind"], f"{r['median_ms']:.3f}"] for r in report["swaps"]]
-    emit(
-        as_json,
-        report,
-        make_table("Latency, ms per image", ["", "resolution", "median", "p10 to p90"], latency),
-        make_table("Swap, ms", ["runtime", "", "median"], swaps),
-    )
+    counts = parse_integers(threads, "--threads", "1,2")
+    with show_progress("measuring"):
+        report = bench_bundle(bundle, runtimes=parse_words(runtimes), threads=counts, rounds=rounds)
+    emit(as_json, report, *bench_tables(report))
 
 
 def main() -> None:
-    """Entry point of the ``patchdeploy`` command; see the module for exit codes."""
-    try:
-        app()
-    except MissingExtraError as error:
-        _fail(error, EXIT_MISSING_EXTRA)
-    except StorageError as error:
-        _fail(error, EXIT_STORAGE)
-    except PatchdeployError as error:
-        _fail(error, EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept", EXIT_INTERRUPTED)
-    except Exception as error:
-        if os.environ.get("PATCHDEPLOY_TRACEBACK"):
-            raise
-        _fail(
-            f"{type(error).__name__}: {error}; this is a defect of patchdeploy; set "
-            "PATCHDEPLOY_TRACEBACK=1 to see where, and report it",
-            EXIT_DEFECT,
-        )
-
-
-def _fail(message: object, code: int) -> None:
-    _err.print(f"[bold red]error:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
-    raise SystemExit(code)
+    """Entry point of the ``patchdeploy`` command."""
+    run_app(app)
 
 
 if __name__ == "__main__":

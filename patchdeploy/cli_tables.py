@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from patchdeploy.verify import VerifyReport
 
 PIPE_WIDTH = 140
 """Columns where standard output is no terminal: wide enough that no figure is cut."""
@@ -24,11 +29,13 @@ def emit(as_json: bool, document: Any, *tables: Table) -> None:
         console.print(table)
 
 
-def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column is text and whose other columns are figures."""
+def make_table(
+    title: str, columns: list[str], rows: list[list[str]], *, text: Sequence[int] = (0,)
+) -> Table:
+    """A table; the columns of ``text`` hold words, the others figures (to the right)."""
     table = Table(title=escape(title), title_justify="left", header_style="bold cyan")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index in text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
@@ -72,4 +79,54 @@ def size_tables(report: dict[str, Any]) -> list[Table]:
             ["task", "classes", "file", "head", "per resolution", "resolutions"],
             tasks,
         ),
+    ]
+
+
+def verify_table(report: VerifyReport) -> Table:
+    """One row a check."""
+    words = {True: "pass", False: "FAIL", None: "skipped"}
+    rows = [[words[c.passed], c.name, c.subject, c.detail] for c in report.checks]
+    columns = ["", "check", "of", "detail"]
+    return make_table(f"Verify {report.path}", columns, rows, text=(0, 1, 2, 3))
+
+
+def describe_prediction(path: Path, outcome: Any, top: int) -> dict[str, Any]:
+    """A prediction, or the error that stands in its place, as plain JSON values."""
+    if isinstance(outcome, Exception):
+        return {"image": str(path), "error": str(outcome)}
+    best = outcome.top(top)
+    return {
+        "image": str(path),
+        "top": [{"label": label, "probability": probability} for label, probability in best],
+    }
+
+
+def prediction_table(title: str, document: list[dict[str, Any]]) -> Table:
+    """The table of `describe_prediction`'s values."""
+
+    def words(one: dict[str, Any]) -> str:
+        return one.get("error") or ", ".join(
+            f"{c['label']} {100 * c['probability']:.1f} %" for c in one["top"]
+        )
+
+    rows = [[one["image"], words(one)] for one in document]
+    return make_table(title, ["image", "classes"], rows, text=(0, 1))
+
+
+def bench_tables(report: dict[str, Any]) -> list[Table]:
+    """The tables of `patchdeploy.evaluate.bench_bundle`."""
+    latency = [
+        [
+            f"{r['runtime']}, {r['threads']} thread{'s' if r['threads'] > 1 else ''}",
+            f"{r['resolution']} px",
+            f"{r['median_ms']:.3f}",
+            f"{r['p10_ms']:.3f} to {r['p90_ms']:.3f}",
+        ]
+        for r in report["latency"]
+    ]
+    swaps = [[r["runtime"], r["kind"], f"{r['median_ms']:.3f}"] for r in report["swaps"]]
+    columns = ["runtime", "resolution", "median", "p10 to p90"]
+    return [
+        make_table("Latency, ms per image", columns, latency),
+        make_table("Swap, ms", ["runtime", "swap", "median"], swaps, text=(0, 1)),
     ]

@@ -23,6 +23,7 @@ import torch
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import Bundle, size_report
+from patchdeploy.bundle_reader import MANIFEST
 from patchdeploy.data import ImageDataset, load_packaged
 from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
 from patchdeploy.export import export_bundle
@@ -36,6 +37,7 @@ from patchdeploy.report import (
     Sample,
     Swap,
     TrainedBytes,
+    check_packages,
     write_report,
 )
 from patchdeploy.runtime import Engine
@@ -122,6 +124,7 @@ def run_demo(out: Path, *, quick: bool = False, log: Log) -> DemoResult:
         quick: two tasks, a few images, one epoch: shows that it runs, not what it reaches.
         log: takes a line (rich markup) as each step begins.
     """
+    check_packages()
     config = QUICK if quick else DemoConfig()
     clock = _Clock(log)
     base = Base.embedded()
@@ -221,7 +224,7 @@ def _export(
     data: Mapping[str, tuple[ImageDataset, ImageDataset]],
 ) -> Bundle:
     folder = out / "bundle"
-    if folder.exists():  # made by an earlier run of the demo; everything in it can be made again
+    if (folder / MANIFEST).exists():  # of an earlier run; everything in it can be made again
         shutil.rmtree(folder)
     return export_bundle(
         folder,
@@ -310,7 +313,8 @@ def _verification(report: VerifyReport) -> list[dict[str, Any]]:
         detail = f"{held} of {len(of_kind)} held; for instance {of_kind[0].detail[:90]}"
         if failed:
             detail = f"{failed[0].subject}: {failed[0].detail}"
-        rows.append({"check": name, "passed": not failed, "detail": detail})
+        passed = False if failed else True if held else None  # None: every one was skipped
+        rows.append({"check": name, "passed": passed, "detail": detail})
     return rows
 
 

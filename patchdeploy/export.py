@@ -7,7 +7,10 @@ runs without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ from patchdeploy.bundle import Bundle, add_task, check_request, create_bundle, o
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import (
+    AlreadyAttachedError,
     ConfigError,
     EmptyCalibrationError,
     HeadCapacityError,
+    StorageError,
     UnknownResolutionError,
     WrongBaseError,
 )
@@ -35,6 +40,8 @@ from patchdeploy.quantize.variant import quantize_variant
 from patchdeploy.reference import reference_sha256
 
 FORMATS = ("tflite", "onnx")
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,12 @@ class Exporter:
         calibration: ImageDataset,
         resolutions: Sequence[int] | None = None,
         config: CalibrationConfig | None = None,
+        progress: Progress | None = None,
     ) -> PatchFile:
         """The patch as slot values for every resolution; calibrates on ``calibration``.
+
+        Args:
+            progress: told the task and the resolution as each begins.
 
         Raises:
             EmptyCalibrationError: no image to calibrate on.
@@ -114,6 +125,8 @@ class Exporter:
         chosen = spread(calibration, config.images)
         values = {}
         for resolution in resolutions or sorted(patch.variants):
+            if progress is not None:
+                progress(f"{patch.task} at {resolution} px, {len(chosen)} calibration images")
             network = self.fold(patch, resolution)
             images = chosen.at(resolution, self.graph.preprocessing)
             ranges = calibrate(network, images, method=config.method)
@@ -208,6 +221,7 @@ def export_bundle(
     head_capacity: int | None = None,
     float_files: bool = False,
     config: CalibrationConfig | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle with every patch in it.
 
@@ -219,33 +233,69 @@ def export_bundle(
         head_capacity: by default the largest class count among the patches.
         float_files: also write a stand-alone float32 ONNX per task and resolution (for
             debugging, GPU delegates and `verify`); these share nothing.
+        progress: told what is being done, for people.
 
     Raises:
+        AlreadyAttachedError: two patches of one task name.
+        ConfigError, MissingExtraError: a converter that is not there.
         PatchdeployError: see `Exporter.quantize`; nothing is left at ``path``.
     """
     chosen = check_request(Path(path), resolutions or common_resolutions(patches), formats)
+    for name in formats:
+        load_converter(name)
     capacity = head_capacity or max(len(patch.classes) for patch in patches)
+    _check_names([patch.task for patch in patches])
     for patch in patches:
         images = _calibration_of(patch, calibration)
         check_patch(patch, base.sha256, capacity, images, config or CalibrationConfig())
     depthwise = any("depthwise" in patch.config.kinds for patch in patches)
     exporter = Exporter.prepare(base, head_capacity=capacity, depthwise_slots=depthwise)
     quantized = [
-        exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config)
+        exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config, progress)
         for patch in patches
     ]
-    bundle = create_bundle(
-        Path(path),
-        exporter.quantized,
-        resolutions=chosen,
-        formats=tuple(formats),
-        float_base_sha256=base.sha256,
-    )
-    for patch, patch_file in zip(patches, quantized, strict=True):
-        bundle = add_task(
-            Path(path), patch_file, float_files=_floats(exporter, patch, chosen, float_files)
+    with _staged(Path(path)) as place:
+        bundle = create_bundle(
+            place,
+            exporter.quantized,
+            resolutions=chosen,
+            formats=tuple(formats),
+            float_base_sha256=base.sha256,
         )
-    return bundle
+        for patch, patch_file in zip(patches, quantized, strict=True):
+            floats = _floats(exporter, patch, chosen, float_files)
+            bundle = add_task(place, patch_file, float_files=floats)
+    return Bundle(Path(path), bundle.manifest)
+
+
+def _check_names(tasks: Sequence[str]) -> None:
+    twice = sorted({task for task in tasks if tasks.count(task) > 1})
+    if twice:
+        raise AlreadyAttachedError(
+            f"task {twice[0]!r} is there {tasks.count(twice[0])} times; a name stands for one "
+            "task of a bundle; train one of them under another name"
+        )
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` that takes its name at the end, or is gone with all it holds."""
+    staging: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield staging / "bundle"
+        (staging / "bundle").replace(path)
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        reason = getattr(cause, "strerror", None) or error
+        raise StorageError(
+            f"cannot write bundle {path}: {reason}; free space or choose another place; nothing "
+            "was written"
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def export_patch(
@@ -256,11 +306,14 @@ def export_patch(
     *,
     float_files: bool = False,
     config: CalibrationConfig | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Add one more task to the bundle at ``path``; the base's files keep their bytes.
 
     Raises:
         WrongBaseError: the bundle was exported from another base.
+        AlreadyAttachedError: the bundle has a task of that name.
+        PatchdeployError: see `Exporter.quantize`; the bundle is as it was.
     """
     bundle = open_bundle(Path(path))
     manifest = bundle.manifest
@@ -269,6 +322,11 @@ def export_patch(
             f"the bundle at {path} was exported from base {manifest.source_sha256[:16]}, the base "
             f"given is {base.sha256[:16]}; use the base that the bundle was exported from"
         )
+    if patch.task in manifest.tasks:
+        raise AlreadyAttachedError(
+            f"task {patch.task!r} is in bundle {path} already; a name stands for one task; train "
+            "it under another name or remove that task"
+        )
     capacity = manifest.layout.head_capacity
     check_patch(patch, base.sha256, capacity, calibration, config or CalibrationConfig())
     exporter = Exporter.prepare(
@@ -276,7 +334,7 @@ def export_patch(
         head_capacity=capacity,
         depthwise_slots=len(bundle.reference().patch_owned) > 1,
     )
-    patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config)
+    patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config, progress)
     floats = _floats(exporter, patch, manifest.resolutions, float_files)
     return add_task(Path(path), patch_file, float_files=floats)
 

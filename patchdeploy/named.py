@@ -30,7 +30,6 @@ BASE_HELP = (
     "(NAME is a torchvision architecture)"
 )
 _PACKAGED = "packaged:"
-IMAGES_HELP = "a folder with a folder per class, or packaged:NAME:train|test"
 
 
 def open_base(name: str) -> Base:

@@ -175,7 +175,8 @@ def test_a_checkpoint_of_another_base_or_other_data_is_refused(
 ) -> None:
     train = digits[0].subset(range(0, 300, 3))
     arguments: dict[str, Any] = {"run_dir": tmp_path, "quiet": True, "task": "t"}
-    train_patch(base, train, SHORT, resolutions=(12,), **arguments)
+    config = replace(SHORT, share_head=False)
+    train_patch(base, train, config, resolutions=(12,), **arguments)
     before = (tmp_path / "12.pt").read_bytes()
     sizes: tuple[int, ...] = (12,)
     images, labels, classes = np.array(train.images), train.labels.copy(), train.classes
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_another_base_or_other_data_is_refused(
         images[0, 0, 0, 0] ^= 1
     other = ImageDataset("digits", images, labels, classes)
     with pytest.raises(CheckpointError) as caught:
-        train_patch(base, other, SHORT, resolutions=sizes, resume=True, **arguments)
+        train_patch(base, other, config, resolutions=sizes, resume=True, **arguments)
     assert str(caught.value) == (
         f"checkpoint {tmp_path / '12.pt'} was made with other settings, images or task; resume "
         "needs the same; use them, or another run folder"
@@ -357,6 +358,7 @@ def test_features_cached_once_train_the_same_head_as_the_whole_network(
     monkeypatch.setattr(PatchedModel, "forward", counted)
     uncached = run()
     assert calls[0] > 16  # every step ran the network
+    assert cached.metrics == uncached.metrics
     for key in ("12.weight", "12.bias"):
         one, other = cached.tensors(16)[key], uncached.tensors(16)[key]
         # Another batch size may sum in another order: 27 * 2**-24 a layer, 5e-6 over three. Adam

@@ -1,0 +1,87 @@
+"""What the commands have in common: options, what an option's text means, progress.
+
+In: text that a person typed. Out: values, or a ConfigError that says how to write it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from patchdeploy.errors import ConfigError, StorageError
+
+errors_console = Console(stderr=True)
+
+BASE_FORMS = (
+    "BASE is embedded (the one that ships), torchvision:NAME (random weights), "
+    "torchvision:NAME@WEIGHTS, keras:FILE.h5 (a MobileNetV2) or checkpoint:NAME:FILE; NAME is a "
+    "torchvision architecture."
+)
+IMAGE_FORMS = (
+    "IMAGES is a folder with a folder per class, or packaged:NAME:train or packaged:NAME:test, "
+    "NAME one of digits, faces, fashion, optical_digits, surfaces."
+)
+FORMS = f"{IMAGE_FORMS}\n\n{BASE_FORMS}"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")]
+BaseOption = Annotated[
+    str, typer.Option("--base", metavar="BASE", help="The base network; forms below.")
+]
+RuntimeOption = Annotated[str, typer.Option(help="litert or onnxruntime.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
+FormatsOption = Annotated[str, typer.Option(help="Converters to write with, commas between.")]
+
+
+def parse_integers(text: str, option: str, example: str) -> list[int]:
+    """Positive whole numbers with commas between, ascending, each once.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = [0]
+    if found[0] < 1:
+        raise ConfigError(
+            f"{option} is {text!r}; it must be positive whole numbers with commas between; "
+            f"write for instance {example}"
+        )
+    return found
+
+
+def parse_words(text: str) -> list[str]:
+    """The parts between commas, in order, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+@contextmanager
+def show_progress(title: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error while something runs, if that is a terminal; else nothing."""
+    if not errors_console.is_terminal:
+        yield lambda detail: None
+        return
+    with errors_console.status(escape(title)) as status:
+        yield lambda detail: status.update(escape(f"{title}: {detail}"))
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse before training what would be found out after it.
+
+    Raises:
+        StorageError: ``folder`` cannot be written.
+    """
+    present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK):
+        raise StorageError(
+            f"cannot write to {folder}: {present} is not a folder that may be written; choose "
+            "another place; nothing was changed"
+        )
