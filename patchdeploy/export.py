@@ -38,6 +38,7 @@ from patchdeploy.quantize.calibrate import RangeMethod, calibrate
 from patchdeploy.quantize.model import QuantizedBase, flatten_variant
 from patchdeploy.quantize.variant import quantize_variant
 from patchdeploy.reference import reference_sha256
+from patchdeploy.storage import write_atomic
 
 FORMATS = ("tflite", "onnx")
 
@@ -337,6 +338,36 @@ def export_patch(
     patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config, progress)
     floats = _floats(exporter, patch, manifest.resolutions, float_files)
     return add_task(Path(path), patch_file, float_files=floats)
+
+
+def export_float(
+    path: Path | str,
+    base: Base,
+    patch: Patch,
+    *,
+    format_name: str = "tflite",
+    resolutions: Sequence[int] | None = None,
+) -> None:
+    """Write one task as a stand-alone float32 file, for GPU delegates and debugging.
+
+    It shares nothing with other tasks or resolutions: one variant is folded into its kernels.
+
+    Args:
+        resolutions: one side in pixels; by default the patch's only one.
+
+    Raises:
+        ConfigError: no such converter, or several resolutions.
+        UnknownResolutionError: the patch has no such variant.
+    """
+    chosen = tuple(resolutions or patch.resolutions)
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"a float32 file of {patch.task!r} at {', '.join(map(str, chosen))} px; it holds one "
+            "variant, folded into its kernels; name one resolution"
+        )
+    exporter = Exporter.prepare(base, head_capacity=max(2, len(patch.classes)))
+    network = exporter.fold(patch, chosen[0])
+    write_atomic(Path(path), load_converter(format_name).write_float(network, chosen))
 
 
 def _calibration_of(patch: Patch, calibration: Mapping[str, ImageDataset]) -> ImageDataset:

@@ -19,7 +19,13 @@ from patchdeploy.errors import (
     WrongBaseError,
 )
 from patchdeploy.evaluate import sample
-from patchdeploy.export import CalibrationConfig, common_resolutions, export_bundle, export_patch
+from patchdeploy.export import (
+    CalibrationConfig,
+    common_resolutions,
+    export_bundle,
+    export_float,
+    export_patch,
+)
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, initial_tensors
 from patchdeploy.runtime import Engine
@@ -197,3 +203,23 @@ def test_exporting_changes_neither_patch_nor_base(base, images, tmp_path):
         np.testing.assert_array_equal(value, before[key])
     for key, value in base.module.state_dict().items():
         assert torch.equal(value, state[key])
+
+
+def test_a_float_file_of_one_variant_gives_the_float_scores_in_litert(base, images, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    patch = perturbed(base, "task", 4, classes=10, sizes=(32, 48))
+    with pytest.raises(ConfigError, match="name one resolution"):
+        export_float(tmp_path / "task.tflite", base, patch)
+    export_float(tmp_path / "task.tflite", base, patch, resolutions=[48])
+    model = PatchedModel(base)
+    model.load_patch(patch)
+    model.set_active_task("task", 48)
+    _, wanted = evaluate(model, images, 48, base)
+    runner = Interpreter(str(tmp_path / "task.tflite")).get_signature_runner("classify_48")
+    found = np.concatenate(
+        [runner(image=one[None])["scores"] for one in images.at(48, base.preprocessing)[:4]]
+    )
+    # Some 53 layers in float32, each with a relative rounding of at most about 1e-5 (sums of up
+    # to 1,000 products): 1e-3 of the scores' size leaves room, and any slip in folding is larger.
+    np.testing.assert_allclose(found, wanted[:4], atol=1e-3 * np.abs(wanted).max())
