@@ -21,7 +21,7 @@ from patchdeploy.quantize.arithmetic import Arithmetic
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
 from patchdeploy.runtime import Engine
-from patchdeploy.runtime.backend import RUNTIME_FORMATS
+from patchdeploy.runtime.choose import RUNTIME_FORMATS
 from patchdeploy.runtime.ort import load_onnxruntime
 
 TaskImages = Mapping[str, ImageDataset] | ImageDataset | str | Path | None

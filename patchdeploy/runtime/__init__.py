@@ -1,6 +1,6 @@
 """Running a bundle: one Engine, two back ends."""
 
-from patchdeploy.runtime.backend import RUNTIME_FORMATS
+from patchdeploy.runtime.choose import RUNTIME_FORMATS
 from patchdeploy.runtime.engine import Engine
 from patchdeploy.runtime.prediction import Prediction
 

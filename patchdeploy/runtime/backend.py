@@ -6,17 +6,13 @@ so that a swap cannot touch a running inference.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.bundle import Bundle
-from patchdeploy.errors import ConfigError
 from patchdeploy.slots import PatchValues
 
-RUNTIME_FORMATS: dict[str, str] = {"litert": "tflite", "onnxruntime": "onnx"}
-"""The converter whose base file a runtime reads."""
 PRIVATE_BYTES_PER_FILE_BYTE = 3
 """Memory that a resident holds: its file or initialisers, packed kernels, activations. Measured on
 MobileNetV2 1.0 at 224 px, x86-64: 2.3 to 2.8 with LiteRT 2.3, 2.6 with ONNX Runtime 1.32."""
@@ -58,34 +54,3 @@ class Backend(Protocol):
             RuntimeBackendError: the runtime refused the model.
         """
         ...
-
-
-def make_backend(
-    bundle: Bundle, runtime: str, threads: int, mode: str, package: str | None
-) -> Backend:
-    """The back end for ``runtime`` over ``bundle``.
-
-    Raises:
-        ConfigError: an unknown runtime or mode, fewer than 1 thread, or a bundle without the
-            runtime's format.
-        MissingExtraError: the runtime is not installed.
-    """
-    if runtime not in RUNTIME_FORMATS:
-        raise ConfigError(
-            f"runtime {runtime!r}; it must be one of {', '.join(RUNTIME_FORMATS)}; choose one"
-        )
-    if mode not in ("resident", "per_run") or (mode == "per_run" and runtime != "onnxruntime"):
-        raise ConfigError(
-            f"mode {mode!r} with runtime {runtime!r}; there is 'resident', and with onnxruntime "
-            "also 'per_run'; choose one"
-        )
-    if type(threads) is not int or threads < 1:
-        raise ConfigError(f"threads is {threads!r}; it must be an integer of at least 1; set it")
-    options: dict[str, Any] = {"threads": threads}
-    if runtime == "litert":
-        from patchdeploy.runtime.litert import LiteRTBackend
-
-        return LiteRTBackend(bundle, package=package, **options)
-    from patchdeploy.runtime.ort import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(bundle, mode=mode, **options)

@@ -21,7 +21,8 @@ from PIL import Image
 from patchdeploy.bundle import Bundle, open_bundle
 from patchdeploy.data import IMAGE_SUFFIXES, Preprocessing, load_image, resize_image
 from patchdeploy.errors import ConfigError, DataError, RuntimeBackendError
-from patchdeploy.runtime.backend import Backend, Resident, make_backend
+from patchdeploy.runtime.backend import Backend, Resident
+from patchdeploy.runtime.choose import make_backend
 from patchdeploy.runtime.patches import Patches
 from patchdeploy.runtime.prediction import Prediction, softmax
 from patchdeploy.runtime.residents import Residents
