@@ -8,8 +8,15 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# New examples every time at a desk, the same ones every time in CI, where a failure must repeat.
+settings.register_profile("repeatable", derandomize=True, print_blob=True)
+if os.environ.get("CI"):
+    settings.load_profile("repeatable")
 
 # pytest runs in importlib mode, which adds no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))
