@@ -76,9 +76,10 @@ def demo(
     """Train patches for five real image tasks, export, verify, measure and write a report."""
     from patchdeploy.demo import run_demo
 
-    result = run_demo(
-        out, quick=quick, log=lambda text: errors_console.print(text, highlight=False)
-    )
+    def log(text: str) -> None:
+        errors_console.print(text, highlight=False, soft_wrap=True)
+
+    result = run_demo(out, quick=quick, log=log)
     emit(
         as_json,
         result.document,
@@ -116,9 +117,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train one task's patch over a frozen base."""
-    from patchdeploy.patch import PatchConfig
     from patchdeploy.patchfile import check_classes
-    from patchdeploy.training import TrainConfig, train_patch
 
     if resume and run_dir is None:
         raise ConfigError(
@@ -128,7 +127,10 @@ def train(
     sides = parse_integers(resolutions, "--resolutions", "32,48,64")
     dataset = open_images(images)
     check_classes(task, dataset.classes, len(dataset.classes))
-    network = open_base(base)
+
+    from patchdeploy.patch import PatchConfig  # torch, which takes seconds
+    from patchdeploy.training import TrainConfig, train_patch
+
     config = TrainConfig.from_json(
         {
             "epochs": epochs,
@@ -140,7 +142,7 @@ def train(
     )
     patch_config = PatchConfig.from_json({"kinds": parse_words(kinds)})
     patch = train_patch(
-        network,
+        open_base(base),
         dataset,
         config,
         patch_config,
@@ -151,7 +153,11 @@ def train(
     )
     patch.save_pretrained(out)
     document = {"task": task, "out": str(out), "metrics": patch.metrics}
-    rows = [[str(key), str(value)] for key, value in patch.metrics.items()]
+    rows = [
+        [f"validation top-1 at {px} px", f"{100 * top1:.1f} %"]
+        for px, top1 in patch.metrics["validation_top1"].items()
+    ]
+    rows.append(["training images", f"{patch.metrics['training_images']:,}"])
     emit(as_json, document, make_table(f"Patch {task} in {out}", ["", ""], rows))
 
 
@@ -381,7 +387,7 @@ def bench(
 
 def main() -> None:
     """Entry point of the ``patchdeploy`` command."""
-    run_app(app)
+    run_app(lambda: app(prog_name="patchdeploy"))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def open_calibration(name: str) -> ImageDataset:
     if is_packaged(name):
         return open_images(name)
     root = Path(name)
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(
+        p for p in root.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
     if not paths:
         state = "holds no image" if root.is_dir() else "is not a folder"
         raise EmptyCalibrationError(

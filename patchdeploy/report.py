@@ -244,11 +244,13 @@ def image_uri(image: NDArray[np.uint8]) -> str:
 
 
 def _svg_uri(figure: Any) -> str:
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
-    # No date and no program name: the same numbers give the same page.
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=_NO_METADATA)
+    # No date and no random ids: the same numbers give the same page.
+    with mpl.rc_context({"svg.hashsalt": "patchdeploy"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=_NO_METADATA)
     plt.close(figure)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 

@@ -1,17 +1,22 @@
 """The installed command, as a person types it: what it prints, and how it ends."""
 
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from patchdeploy.cli import main
 from patchdeploy.data import load_packaged
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "patchdeploy")
@@ -29,9 +34,24 @@ def call(*arguments, cwd=None, **environment):
     )
 
 
-def answer(*arguments):
+def here(*arguments):
+    """What `call` does, in this process: starting another one and torch in it takes seconds."""
+    out, errors = io.StringIO(), io.StringIO()
+    argv = sys.argv
+    sys.argv = ["patchdeploy", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            main()
+    except SystemExit as ended:
+        return subprocess.CompletedProcess(arguments, ended.code, out.getvalue(), errors.getvalue())
+    finally:
+        sys.argv = argv
+    raise AssertionError("a command always ends by an exit code")
+
+
+def answer(*arguments, by=here):
     """The JSON that a command prints; it must have ended well."""
-    done = call(*arguments, "--json")
+    done = by(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -53,15 +73,15 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     write_folder(root / "faces", "faces", 12)
     write_folder(root / "garments", "fashion", 8, classes=3)
-    for task in ("faces", "garments"):
+    for task, by in (("faces", call), ("garments", here)):
         found = answer(
             "train", root / task, "--task", task, "--out", root / "patches" / task,
-            "--resolutions", "32", "--epochs", "1", "--batch-size", "8",
+            "--resolutions", "32", "--epochs", "1", "--batch-size", "8", by=by,
         )  # fmt: skip
         assert 0 <= found["metrics"]["validation_top1"]["32"] <= 1
     report = answer(
         "export", root / "bundle", "--patch", root / "patches/faces",
-        "--calibration", f"faces={root / 'faces'}", "--head-capacity", "3",
+        "--calibration", f"faces={root / 'faces'}", "--head-capacity", "3", by=call,
     )  # fmt: skip
     assert set(report["formats"]) == {"tflite", "onnx"}
     return root
@@ -85,8 +105,8 @@ def refused(done, code, *words):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_command_and_what_it_does(command):
-    assert command in call("--help").stdout
-    done = call(command, "--help")
+    assert command in here("--help").stdout
+    done = here(command, "--help")
     assert done.returncode == 0
     assert "Usage: patchdeploy " + command in done.stdout
     assert "--json" in done.stdout
@@ -95,8 +115,9 @@ def test_help_names_every_command_and_what_it_does(command):
 def test_add_puts_a_task_in_and_leaves_the_base_as_it_was(place, bundle):
     before = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name.startswith("base.")}
     report = answer(
-        "add", bundle, "--patch", place / "patches/garments", "--calibration", place / "garments"
-    )
+        "add", bundle, "--patch", place / "patches/garments",
+        "--calibration", place / "garments", by=call,
+    )  # fmt: skip
     assert set(report["tasks"]) == {"faces", "garments"}
     after = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name.startswith("base.")}
     assert after == before
@@ -108,11 +129,11 @@ def test_inspect_tells_shared_from_private_bytes(place):
     sizes = report["formats"]["tflite"]
     assert sizes["shared_bytes"] + sum(sizes["slot_bytes"].values()) == sizes["file_bytes"]
     assert sizes["duplicated_bytes"] == 0
-    assert "faces" in call("inspect", place / "bundle").stdout
+    assert "faces" in here("inspect", place / "bundle").stdout
 
 
 def test_verify_passes_on_a_whole_bundle_and_fails_on_one_changed_byte(place, bundle):
-    assert answer("verify", bundle, "--images", place / "faces", "--limit", "8")["ok"] is True
+    assert answer("verify", bundle, "--images", place / "faces", "--limit", "8", by=call)["ok"]
     data = bytearray((bundle / "base.tflite").read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / "base.tflite").write_bytes(data)
@@ -147,15 +168,44 @@ def test_run_goes_on_after_an_unreadable_image_and_ends_with_2(place, tmp_path):
     assert "cannot read image" in by_name["broken.png"]["error"]
 
 
+def test_run_goes_on_after_a_broken_file_that_is_named_itself(place, tmp_path):
+    good = next((place / "faces/face").iterdir())
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    done = here("run", place / "bundle", tmp_path / "broken.png", good, "--task", "faces", "--json")
+    assert done.returncode == 2
+    broken, whole = json.loads(done.stdout)
+    assert "cannot read image" in broken["error"]
+    assert whole["top"]
+
+
+def test_evaluate_knows_a_class_by_its_name_and_not_by_its_place(place, tmp_path):
+    """Folders come sorted by name; the packaged set has its classes in another order."""
+    _, test = load_packaged("faces")
+    assert test.classes != tuple(sorted(test.classes))
+    train = ["train", "packaged:faces:train", "--task", "packaged", "--out", tmp_path / "p"]
+    answer(*train, "--resolutions", "32", "--epochs", "1", "--kinds", "head")
+    copy = shutil.copytree(place / "bundle", tmp_path / "bundle")
+    answer("add", copy, "--patch", tmp_path / "p", "--calibration", place / "faces" / "face")
+    for label, title in enumerate(test.classes):
+        (tmp_path / "test" / title).mkdir(parents=True)
+        for index in np.flatnonzero(test.labels == label):
+            picture = Image.fromarray(np.asarray(test.images[index]))
+            picture.save(tmp_path / "test" / title / f"{index}.png")
+    (folder,) = answer("evaluate", copy, tmp_path / "test", "--task", "packaged")
+    (packaged,) = answer("evaluate", copy, "packaged:faces:test", "--task", "packaged")
+    assert folder == packaged
+    assert folder["top1"] != 0.5  # else swapped labels would give the same
+
+
 def test_evaluate_counts_the_images_of_the_folder(place):
-    (found,) = answer("evaluate", place / "bundle", place / "faces", "--task", "faces")
+    (found,) = answer("evaluate", place / "bundle", place / "faces", "--task", "faces", by=call)
     assert found["images"] == 24
     assert found["resolution"] == 32
     assert 0 <= found["top1"] <= 1
 
 
 def test_bench_says_device_versions_threads_and_rounds(place):
-    report = answer("bench", place / "bundle", "--threads", "1", "--rounds", "3")
+    report = answer("bench", place / "bundle", "--threads", "1", "--rounds", "3", by=call)
     assert report["device"]["versions"]["onnxruntime"]
     assert {row["runtime"] for row in report["latency"]} == {"litert", "onnxruntime"}
     for row in report["latency"]:
@@ -172,16 +222,55 @@ def test_usage_errors_end_with_2(place):
 
 def test_an_unknown_task_or_resolution_names_what_there_is(place):
     image = next((place / "faces/face").iterdir())
-    refused(call("run", place / "bundle", image, "--task", "cats"), 2, "'cats'", "faces")
+    refused(here("run", place / "bundle", image, "--task", "cats"), 2, "'cats'", "faces")
     refused(
-        call("run", place / "bundle", image, "--task", "faces", "--resolution", "48"),
+        here("run", place / "bundle", image, "--task", "faces", "--resolution", "48"),
         2,
         "was not exported at 48 px; it has 32",
     )
 
 
+def test_no_bundle_is_bad_input_and_no_failed_check(tmp_path):
+    for command in ("verify", "inspect", "bench"):
+        refused(here(command, tmp_path), 2, "is not a bundle", "correct the path")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "My Task"], ["task name 'My Task'", "rename it"]),
+        (["--task", "x", "--resolutions", "32,big"], ["'32,big'", "write for instance 32,48,64"]),
+        (["--task", "x", "--resolutions", "0"], ["--resolutions is '0'", "positive"]),
+        (["--task", "x", "--kinds", "scales"], ["patch kind 'scales'", "scale_bias, depthwise"]),
+        (["--task", "x", "--recipe", "old"], ["recipe='old'", "modern or paper"]),
+        (["--task", "x", "--resume"], ["--resume without --run-dir"]),
+        (["--task", "x", "--base", "torchvision:nonet"], ["torchvision has no 'nonet'"]),
+        (["--task", "x", "--base", "checkpoint:resnet18:no.pt"], ["checkpoint no.pt cannot be"]),
+    ],
+)
+def test_a_bad_option_of_train_is_refused_before_training(place, tmp_path, options, words):
+    done = here("train", place / "faces", "--out", tmp_path / "x", *options)
+    refused(done, 2, *words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_training_into_a_place_that_cannot_be_written_is_refused_before_training(place, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    done = here("train", place / "faces", "--out", tmp_path / "file" / "x", "--task", "x")
+    refused(done, 4, "cannot write to", "choose another place")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_broken_training_image_is_named(place, tmp_path):
+    copy = shutil.copytree(place / "faces", tmp_path / "faces")
+    (copy / "face" / "0.png").write_bytes(b"not an image")
+    done = here("train", copy, "--out", tmp_path / "x", "--task", "x", "--resolutions", "32")
+    refused(done, 2, "cannot read image", "0.png", "convert it again or remove it")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_base_that_follows_no_form_is_refused(place, tmp_path):
-    done = call(
+    done = here(
         "train", place / "faces", "--task", "x", "--out", tmp_path / "x", "--base", "mobilenet"
     )
     refused(done, 2, "base 'mobilenet' is none of the forms embedded,")
@@ -189,7 +278,7 @@ def test_a_base_that_follows_no_form_is_refused(place, tmp_path):
 
 
 def test_a_patch_of_another_base_is_refused_and_leaves_no_bundle(place, tmp_path):
-    done = call(
+    done = here(
         "export", tmp_path / "bundle", "--patch", place / "patches/faces",
         "--calibration", f"faces={place / 'faces'}", "--base", "torchvision:mobilenet_v2",
     )  # fmt: skip
@@ -198,7 +287,7 @@ def test_a_patch_of_another_base_is_refused_and_leaves_no_bundle(place, tmp_path
 
 
 def test_more_classes_than_the_head_has_rows_are_refused(place, tmp_path):
-    done = call(
+    done = here(
         "export", tmp_path / "bundle", "--patch", place / "patches/garments",
         "--calibration", f"garments={place / 'garments'}", "--head-capacity", "2",
     )  # fmt: skip
@@ -209,7 +298,7 @@ def test_more_classes_than_the_head_has_rows_are_refused(place, tmp_path):
 def test_an_empty_calibration_folder_is_refused(place, tmp_path):
     (tmp_path / "empty/a").mkdir(parents=True)
     (tmp_path / "empty/b").mkdir()
-    done = call(
+    done = here(
         "export", tmp_path / "bundle", "--patch", place / "patches/faces",
         "--calibration", f"faces={tmp_path / 'empty'}",
     )  # fmt: skip
@@ -217,7 +306,7 @@ def test_an_empty_calibration_folder_is_refused(place, tmp_path):
 
 
 def test_calibration_without_its_task_shows_how_to_write_it(place, tmp_path):
-    done = call(
+    done = here(
         "export", tmp_path / "bundle", "--patch", place / "patches/faces",
         "--calibration", place / "faces",
     )  # fmt: skip
@@ -226,7 +315,7 @@ def test_calibration_without_its_task_shows_how_to_write_it(place, tmp_path):
 
 def test_a_bundle_is_never_written_over_something_else(place):
     before = sorted(p.name for p in (place / "bundle").iterdir())
-    done = call(
+    done = here(
         "export", place / "bundle", "--patch", place / "patches/faces",
         "--calibration", f"faces={place / 'faces'}",
     )  # fmt: skip
@@ -278,6 +367,73 @@ def test_a_missing_extra_ends_with_3_and_names_it(place):
         check=False,
     )
     refused(done, 3, "patchdeploy[tflite]")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("torch", "train", ["train", "faces", "--out", "x", "--task", "x"]),
+        ("torch", "train", ["export", "x", "--patch", "p", "--calibration", "t=i"]),
+        ("torch", "train", ["add", "bundle", "--patch", "p", "--calibration", "i"]),
+        ("torch", "train", ["demo"]),
+        ("matplotlib", "report", ["demo", "--quick"]),
+        ("skimage", "demo", ["evaluate", "bundle", "packaged:faces:test", "--task", "faces"]),
+        ("onnxruntime", "onnx", ["bench", "bundle", "--runtimes", "onnxruntime"]),
+    ],
+)
+def test_each_command_names_the_extra_that_it_misses(place, package, extra, arguments):
+    program = (
+        "import sys\n"
+        "class Missing:\n"  # as the import system sees a package that is not installed
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "import importlib.util\n"
+        "whole = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda n, *a: None if n == {package!r} else whole(n, *a)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from patchdeploy.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        check=False,
+    )
+    refused(done, 3, f"patchdeploy[{extra}]", "not installed")
+
+
+def test_ctrl_c_during_training_ends_with_130_and_leaves_no_patch(place, tmp_path):
+    process = subprocess.Popen(
+        [
+            COMMAND, "train", str(place / "faces"), "--out", str(tmp_path / "x"), "--task", "x",
+            "--resolutions", "32", "--epochs", "100000", "--run-dir", str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert metrics.exists()
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "x").exists()
+
+
+def test_nothing_but_errors_goes_to_a_log(place):
+    done = call("verify", place / "bundle", "--images", place / "faces", "--limit", "4")
+    assert done.returncode == 0
+    # LiteRT's own library prints one line when it makes its first interpreter.
+    lines = [line for line in done.stderr.splitlines() if "XNNPACK delegate" not in line]
+    assert lines == []
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback():

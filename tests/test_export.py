@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+import patchdeploy.bundle as bundle_module
 from patchdeploy.base import Base
 from patchdeploy.bundle import open_bundle
 from patchdeploy.data import Preprocessing, load_packaged
 from patchdeploy.errors import (
+    AlreadyAttachedError,
     ConfigError,
     EmptyCalibrationError,
     HeadCapacityError,
     NegativeScaleError,
     PatchError,
+    StorageError,
     UnknownResolutionError,
     WrongBaseError,
 )
@@ -25,12 +28,13 @@ from patchdeploy.export import (
     export_bundle,
     export_float,
     export_patch,
+    spread,
 )
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, initial_tensors
 from patchdeploy.runtime import Engine
 from patchdeploy.storage import sha256_hex
-from patchdeploy.training import evaluate
+from patchdeploy.training import TrainConfig, evaluate, train_patch
 from patchdeploy.verify import verify_bundle
 
 FEW = CalibrationConfig(images=16)
@@ -223,3 +227,82 @@ def test_a_float_file_of_one_variant_gives_the_float_scores_in_litert(base, imag
     # Some 53 layers in float32, each with a relative rounding of at most about 1e-5 (sums of up
     # to 1,000 products): 1e-3 of the scores' size leaves room, and any slip in folding is larger.
     np.testing.assert_allclose(found, wanted[:4], atol=1e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "reestimated", "batch"])
+def test_trained_patches_of_every_kind_of_statistics_run_as_their_float_network(
+    base, images, tmp_path, statistics
+):
+    config = PatchConfig(statistics=statistics)
+    settings = TrainConfig(epochs=1, batch_size=8)
+    patch = train_patch(base, images, settings, config, resolutions=[48], task="t", quiet=True)
+    export_bundle(tmp_path / "b", base, [patch], {"t": images}, config=FEW, float_files=True)
+    model = PatchedModel(base)
+    model.load_patch(patch)
+    float_top1, wanted = evaluate(model, images, 48, base)
+    report = verify_bundle(tmp_path / "b", images)
+    assert report.ok, [check.detail for check in report.failures]
+    rows = [check.numbers for check in report.checks if check.name == "accuracy"]
+    assert len(rows) == 2
+    for row in rows:  # the float file in the bundle is the trained network
+        assert row["float_top1"] == pytest.approx(float_top1, abs=1e-6)
+        assert row["drop_points"] == pytest.approx(100 * (row["float_top1"] - row["int8_top1"]))
+    with Engine.open(tmp_path / "b") as engine:
+        found = engine.logits(images.at(48, base.preprocessing), "t", 48)
+    # As in the test above: unrelated scores would correlate near 0.
+    centred = [scores - scores.mean(axis=0) for scores in (found, wanted)]
+    assert np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1] > 0.9
+
+
+def test_each_resolution_of_a_task_is_its_own_variant(base, images, tmp_path):
+    patch = perturbed(base, "task", 5, sizes=(32, 48))
+    bundle = export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    assert bundle.manifest.resolutions == (32, 48)
+    values = bundle.patch("task").values
+    assert not np.array_equal(values[32].weight_scale, values[48].weight_scale)
+    report = verify_bundle(bundle.path, images, limit=4, reference_limit=2)
+    assert report.ok, [check.detail for check in report.failures]
+
+
+def test_a_task_name_twice_is_refused_before_anything_is_written(base, images, tmp_path):
+    patch = perturbed(base, "task", 1)
+    with pytest.raises(AlreadyAttachedError, match="'task' is there 2 times"):
+        export_bundle(tmp_path / "b", base, [patch, patch], {"task": images}, config=FEW)
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(AlreadyAttachedError, match="'task' is in bundle"):
+        export_patch(tmp_path / "b", base, patch, images, config=FEW)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_at_the_last_task_leaves_no_bundle_at_all(
+    base, images, tmp_path, monkeypatch
+):
+    """The base and the first patch are written by then; neither may be taken for the bundle."""
+    patches = [perturbed(base, "first", 1), perturbed(base, "second", 2)]
+    whole = bundle_module.write_atomic
+
+    def fill_up(path, data):
+        if path.name == "second.safetensors":
+            raise StorageError(f"cannot write {path}: full") from OSError(28, "No space left")
+        whole(path, data)
+
+    monkeypatch.setattr(bundle_module, "write_atomic", fill_up)
+    with pytest.raises(StorageError, match=r"bundle .*/b: No space left; free space"):
+        export_bundle(
+            tmp_path / "b", base, patches, {"first": images, "second": images}, config=FEW
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_names_each_task_and_resolution(base, images, tmp_path):
+    seen = []
+    patch = perturbed(base, "task", 1, sizes=(32, 48))
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW, progress=seen.append)
+    assert seen == [f"task at {px} px, 16 calibration images" for px in (32, 48)]
+
+
+def test_calibration_images_come_from_all_of_a_set_that_is_sorted_by_class(images):
+    ordered = images.subset(np.argsort(images.labels, kind="stable"))
+    assert len(set(spread(ordered, 10).labels.tolist())) > 5
+    assert len(spread(images, 1000)) == len(images)

@@ -269,7 +269,7 @@ def predict(forward: Forward, samples: Samples, device: torch.device) -> Tensor:
 def accuracy(forward: Forward, samples: Samples, device: torch.device) -> float:
     """Top-1 in [0, 1]."""
     answers = predict(forward, samples, device).argmax(1)
-    return float((answers == samples.labels).float().mean())
+    return float((answers == samples.labels).double().mean())
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -238,7 +238,7 @@ def evaluate(
         scores = predict(model.eval(), samples, device)
     finally:
         model.train(was_training)
-    top1 = float((scores.argmax(1) == samples.labels).float().mean())
+    top1 = float((scores.argmax(1) == samples.labels).double().mean())
     return top1, scores.numpy()
 
 
