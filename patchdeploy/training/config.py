@@ -11,20 +11,26 @@ from typing import Any, Literal, get_args
 from patchdeploy.errors import ConfigError
 
 Recipe = Literal["modern", "paper"]
-Augment = Literal["none", "shift", "shift_flip"]
-Scope = Literal["patch", "head", "all"]
+Augment = Literal["none", "shift", "shift_flip", "randaugment"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Scope = Literal["patch", "head", "all", "shared", "private"]
 
 LEARNING_RATES: Mapping[tuple[Recipe, Scope], float] = {
     ("modern", "patch"): 2e-2,
     ("modern", "head"): 1e-1,
     ("modern", "all"): 1e-3,
+    ("modern", "shared"): 1e-3,
+    ("modern", "private"): 1e-2,
     ("paper", "patch"): 0.045,
     ("paper", "head"): 0.045,
     ("paper", "all"): 0.0045,
+    ("paper", "shared"): 0.045,
+    ("paper", "private"): 0.045,
 }
 """Patches like a large rate, full fine-tuning a small one (paper, Fig. 9). The modern ones did best
 on validation splits of the packaged digits and surfaces, of 3e-3 to 1e-1 (patch), 1e-2 to 1e-1
-(head) and 1e-3 to 1e-2 (all): five epochs, batch 32, embedded base."""
+(head) and 1e-3 to 1e-2 (all): five epochs, batch 32, embedded base. "shared" and "private" are the
+weights that several tasks train together and each task's own beside them."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +39,33 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images, for each resolution.
-        batch_size: images a step.
+        batch_size: images a step (of each task, where several train together).
         recipe: "modern" (Adam, linear warm-up over the first tenth, cosine to zero) or "paper"
             (RMSProp, momentum 0.9, decay 0.9, epsilon 1; the rate falls by 0.98 every 2.5
             epochs: section 5 and MobileNetV2's published settings).
         learning_rate: None for what suits the recipe and what is trained (LEARNING_RATES).
+        shared_learning_rate: of the weights that several tasks share and train; None likewise.
+        weight_decay: of kernels (tensors with more than one dimension), decoupled (AdamW).
         label_smoothing: share of the target spread over the other classes, in [0, 1).
-        augment: "none", "shift" (crops by up to an eighth), or "shift_flip".
+        augment: "none", "shift" (crops by up to an eighth), "shift_flip", or "randaugment"
+            (torchvision's, after shift_flip).
+        mixup, cutmix: parameter alpha of the mixing weight's Beta distribution; 0 for none.
+        ema_decay: of an exponential moving average of what is trained, which is what is validated
+            and kept; 0 for none.
+        distillation_weight: share of the loss that a teacher's answers make, in [0, 1].
+        temperature: of both softmaxes in distillation.
+        size_penalty: weight of the coded size in the loss (see `training.compact`); 0 for none.
+        rounding_step: train through deltas rounded as a coded patch rounds them: a base-two
+            logarithm's fraction for scales; 0 for none (see `training.compact`).
+        through_int8: train through the int8 base (see `training.int8_aware`).
         validation_fraction: of the training images, held out to choose the best epoch.
         early_best: keep the epoch with the best validation accuracy, else the last.
         share_head: the head is trained at the largest resolution and is the same at the others,
             which then learn scales and biases alone (paper, section 5.4); else one a resolution.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        precision: "auto" is bfloat16 autocast on a GPU and float32 elsewhere.
+        compile: compile the forward pass with torch.compile (pays in long runs on a GPU).
+        save_every_steps: write the checkpoint inside long epochs too; 0 for after each epoch.
         seed: order of the images and augmentation.
     """
 
@@ -52,53 +73,36 @@ class TrainConfig:
     batch_size: int = 64
     recipe: Recipe = "modern"
     learning_rate: float | None = None
+    shared_learning_rate: float | None = None
+    weight_decay: float = 0.0
     label_smoothing: float = 0.0
     augment: Augment = "none"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float = 0.0
+    distillation_weight: float = 0.5
+    temperature: float = 1.0
+    size_penalty: float = 0.0
+    rounding_step: float = 0.0
+    through_int8: bool = False
     validation_fraction: float = 0.15
     early_best: bool = True
     share_head: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+    compile: bool = False
+    save_every_steps: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, kinds, rule in (
-            ("epochs", (int,), "a whole number"),
-            ("batch_size", (int,), "a whole number"),
-            ("seed", (int,), "a whole number"),
-            ("learning_rate", (int, float, type(None)), "a number or None"),
-            ("label_smoothing", (int, float), "a number"),
-            ("validation_fraction", (int, float), "a number"),
-            ("early_best", (bool,), "true or false"),
-            ("share_head", (bool,), "true or false"),
-        ):
-            value = getattr(self, key)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise ConfigError(f"training {key}={value!r}; it must be {rule}; correct it")
-        rules = (
-            (self.epochs >= 1, "epochs", "at least 1"),
-            (self.batch_size >= 1, "batch_size", "at least 1"),
-            (self.recipe in get_args(Recipe), "recipe", "modern or paper"),
-            (
-                self.learning_rate is None or 0 < self.learning_rate < math.inf,
-                "learning_rate",
-                "positive",
-            ),
-            (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
-            (self.augment in get_args(Augment), "augment", "none, shift or shift_flip"),
-            (0 < self.validation_fraction < 1, "validation_fraction", "between 0 and 1"),
-            (self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda"),
-        )
-        for good, key, rule in rules:
-            if not good:
-                raise ConfigError(
-                    f"training {key}={getattr(self, key)!r}; it must be {rule}; correct it"
-                )
+        for one in fields(self):
+            _check_kind(one.name, getattr(self, one.name), str(one.type))
+        _check_rules(self)
 
     def rate(self, scope: Scope) -> float:
         """The learning rate for what is trained."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return LEARNING_RATES[(self.recipe, scope)]
+        given = self.shared_learning_rate if scope == "shared" else self.learning_rate
+        return LEARNING_RATES[(self.recipe, scope)] if given is None else given
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -120,3 +124,62 @@ class TrainConfig:
                     + (f"did you mean {near[0]!r}?" if near else "remove it")
                 )
         return cls(**values)
+
+
+KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "float | None": ((int, float, type(None)), "a number or None"),
+    "bool": ((bool,), "true or false"),
+}
+"""By annotation: the types that a value may have, and how a message says it. Choices are checked
+by their rule."""
+
+
+def _check_kind(key: str, value: Any, annotation: str) -> None:
+    if annotation not in KINDS:
+        return
+    kinds, rule = KINDS[annotation]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ConfigError(f"training {key}={value!r}; it must be {rule}; correct it")
+
+
+def _check_rules(config: TrainConfig) -> None:
+    def positive(value: float | None) -> bool:
+        return value is None or 0 < value < math.inf
+
+    def share(value: float) -> bool:
+        return 0 <= value < 1
+
+    def weight(value: float) -> bool:
+        return 0 <= value < math.inf
+
+    rules = {
+        "epochs": (config.epochs >= 1, "at least 1"),
+        "batch_size": (config.batch_size >= 1, "at least 1"),
+        "recipe": (config.recipe in get_args(Recipe), "modern or paper"),
+        "learning_rate": (positive(config.learning_rate), "positive"),
+        "shared_learning_rate": (positive(config.shared_learning_rate), "positive"),
+        "weight_decay": (weight(config.weight_decay), "0 or more"),
+        "label_smoothing": (share(config.label_smoothing), "in [0, 1)"),
+        "augment": (
+            config.augment in get_args(Augment),
+            "none, shift, shift_flip or randaugment",
+        ),
+        "mixup": (weight(config.mixup), "0 or more"),
+        "cutmix": (weight(config.cutmix), "0 or more"),
+        "ema_decay": (share(config.ema_decay), "in [0, 1)"),
+        "distillation_weight": (0 <= config.distillation_weight <= 1, "in [0, 1]"),
+        "temperature": (positive(config.temperature), "positive"),
+        "size_penalty": (weight(config.size_penalty), "0 or more"),
+        "rounding_step": (weight(config.rounding_step), "0 or more"),
+        "validation_fraction": (0 < config.validation_fraction < 1, "between 0 and 1"),
+        "device": (config.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
+        "precision": (config.precision in get_args(Precision), "auto, float32 or bfloat16"),
+        "save_every_steps": (config.save_every_steps >= 0, "0 or more"),
+    }
+    for key, (good, rule) in rules.items():
+        if not good:
+            raise ConfigError(
+                f"training {key}={getattr(config, key)!r}; it must be {rule}; correct it"
+            )

@@ -1,74 +1,43 @@
-"""The one loop under every method: steps, validation, best epoch, checkpoint, resume.
+"""The one loop under every method: steps, ranks, validation, best epoch, checkpoint, resume.
 
-In: a forward function, the tensors that it trains, images and labels. Out: those tensors at their
-best epoch. Each epoch's order and augmentation come from the seed and the epoch's number alone,
-and a checkpoint holds the rest, so a run that was killed ends with the same bits as one that was
-not.
+In: a `Trainee`: where batches come from, what gradients reach, the loss. Out: its tensors at their
+best epoch. A batch is a function of the seed and the step's number, and a checkpoint holds the
+rest, so a run that was killed or stopped ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from patchdeploy.data import Preprocessing
-from patchdeploy.errors import CheckpointError, DataError, TrainingError
-from patchdeploy.storage import write_atomic
+from patchdeploy.errors import ConfigError, DataError, TrainingError
+from patchdeploy.training.checkpoint import (
+    Position,
+    RunState,
+    load_checkpoint,
+    put_back,
+    save_checkpoint,
+    snapshot,
+)
 from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.ema import Ema
+from patchdeploy.training.interrupt import watch_interrupt
+from patchdeploy.training.objective import Forward, autocast
+from patchdeploy.training.optimizer import make_optimizer, set_rates
+from patchdeploy.training.samples import Batch, Samples, Source, draw_batch
+from patchdeploy.training.workers import SINGLE, Workers
 
-Forward = Callable[[Tensor], Tensor]
 EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Inputs and labels, resident in memory.
-
-    Attributes:
-        inputs: uint8 [N, px, px, 3] RGB, or float32 features [N, F].
-        labels: int64 [N].
-        preprocessing: for images; None for features.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    preprocessing: Preprocessing | None
-
-    @classmethod
-    def from_arrays(
-        cls, pixels: NDArray[np.uint8], labels: NDArray[np.int64], preprocessing: Preprocessing
-    ) -> Samples:
-        """From a data set's arrays (copied: a tensor needs writable memory)."""
-        return cls(torch.tensor(pixels), torch.tensor(labels), preprocessing)
-
-    def batch(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Normalised inputs (channels last) and labels of ``index``, on ``device``."""
-        inputs, labels = self.inputs[index].to(device), self.labels[index].to(device)
-        return normalize(inputs, self.preprocessing), labels
-
-
-def normalize(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
-    """uint8 [N, H, W, 3] RGB -> float32 [N, 3, H, W], channels last; features pass through."""
-    if preprocessing is None:
-        return inputs
-    if preprocessing.channel_order == "BGR":
-        inputs = inputs.flip(-1)
-    mean = torch.tensor(preprocessing.mean, device=inputs.device)
-    std = torch.tensor(preprocessing.std, device=inputs.device)
-    return ((inputs.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+CHECK_EVERY = {"cpu": 1, "cuda": 50}
+"""Steps between looks at the loss: on a GPU each look waits for all work to end."""
 
 
 @dataclass(frozen=True)
@@ -84,132 +53,325 @@ class EpochRecord:
     images_per_second: float
 
 
+def _nothing(epoch: int) -> None:
+    """Nothing to prepare."""
+
+
 @dataclass(frozen=True)
 class Trainee:
     """What a run trains.
 
     Attributes:
-        name: of the run: task and resolution, the checkpoint's name.
-        forward: inputs -> scores, reading ``trained`` and ``state``.
-        trained: tensors that gradients reach.
-        state: every tensor that training may change (statistics too); what is kept.
+        name: of the run.
+        sources: where batches come from, one a task or resolution.
+        groups: tensors that gradients reach, by the scope that says which learning rate suits them.
+        state: every tensor that training may change (statistics too), by a name of its own; what is
+            kept.
         floors: bounds that hold after each step, so that no scale changes its sign: a value stays
             at or above a bound that is positive or 0, at or below one that is negative.
-        scope: which learning rate suits it.
-        uses_images: inputs are images, so augmentation applies.
+        losses: the step's batches -> mean losses by source, in one mapping or several; the loop
+            calls backward on each mapping before it asks for the next, so that only one forward
+            pass is held.
+        predict: (source, inputs) -> scores, for validation.
+        coupled: ``losses`` needs the batches of all sources at once; ranks then split images.
+        prepare: called before each epoch's first step and before each validation; what it
+            makes and training needs must be in ``state``.
+        owners: the source that a state tensor belongs to. If each has one, every source keeps its
+            own best epoch; else all keep the epoch with the best mean.
         context: what else a checkpoint must agree on: base, patch settings, images.
     """
 
     name: str
-    forward: Forward
-    trained: Mapping[str, Tensor]
+    sources: tuple[Source, ...]
+    groups: Mapping[Scope, Mapping[str, Tensor]]
     state: Mapping[str, Tensor]
     floors: Mapping[str, Tensor]
-    scope: Scope
-    uses_images: bool = True
+    losses: Callable[[Sequence[Batch]], Iterable[Mapping[int, Tensor]]]
+    predict: Callable[[int, Tensor], Tensor]
+    coupled: bool = False
+    prepare: Callable[[int], None] = _nothing
+    owners: Mapping[str, int] = field(default_factory=dict)
     context: str = ""
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """What gradients reach, of all groups."""
+        return {key: value for group in self.groups.values() for key, value in group.items()}
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch: as many images in all as one pass over every source."""
+        return max(1, round(sum(one.steps for one in self.sources) / len(self.sources)))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Validation top-1 in [0, 1] of the tensors that were kept, by source."""
+
+    validation_top1: tuple[float, ...]
+
+    @property
+    def mean_top1(self) -> float:
+        """The mean over sources."""
+        return sum(self.validation_top1) / len(self.validation_top1)
 
 
 def fit(
     trainee: Trainee,
-    train: Samples,
-    validation: Samples,
     config: TrainConfig,
     *,
+    workers: Workers = SINGLE,
     checkpoint: Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-) -> float:
-    """Train in place; ``trainee.state`` ends at the best epoch. Returns its validation top-1.
+) -> FitResult:
+    """Train in place; ``trainee.state`` ends at the best epoch.
 
     Raises:
         DataError: no image to train on, or none to validate on.
-        TrainingError: a loss that is not finite; the last checkpoint stays.
+        TrainingError: a loss that is not finite, or a rank that stopped; the last checkpoint stays.
         CheckpointError: ``resume`` finds a checkpoint of other settings.
         StorageError: the checkpoint cannot be written.
+        KeyboardInterrupt: Ctrl-C; with ``checkpoint`` the run is saved first.
     """
-    device = next(iter(trainee.trained.values())).device
-    optimizer = make_optimizer(list(trainee.trained.values()), config, trainee.scope)
-    best, best_top1, first = snapshot(trainee.state), -1.0, 0
+    _check_sources(trainee, config, workers)
+    run = _Run(trainee, config, workers, checkpoint)
     if checkpoint is not None and resume and checkpoint.exists():
-        first, best, best_top1 = restore(checkpoint, trainee, optimizer, config)
-    steps = math.ceil(len(train.labels) / config.batch_size)
-    _check_enough(trainee, train, validation)
-    for epoch in range(first, config.epochs):
-        start = time.perf_counter()
-        loss = run_epoch(trainee, train, optimizer, config, epoch, steps, device)
-        seconds = time.perf_counter() - start
-        top1 = accuracy(trainee.forward, validation, device)
-        if top1 > best_top1 or not config.early_best:
-            best, best_top1 = snapshot(trainee.state), top1
-        rate = optimizer.param_groups[0]["lr"]
-        speed = len(train.labels) / seconds
-        on_epoch(EpochRecord(trainee.name, epoch + 1, loss, top1, rate, seconds, speed))
-        if checkpoint is not None:
-            save(checkpoint, trainee, optimizer, config, epoch + 1, best, best_top1)
-    put_back(trainee.state, best)
-    return best_top1
+        run.restore(checkpoint)
+    with watch_interrupt(checkpoint is not None) as interrupted:
+        while run.position.epoch < config.epochs:
+            start, begun = time.perf_counter(), run.position.step
+            run.train_epoch(interrupted)
+            seconds = time.perf_counter() - start
+            run.finish_epoch(on_epoch, seconds, trainee.steps - begun)
+    put_back(trainee.state, run.best)
+    return FitResult(tuple(run.position.best_top1))
 
 
-def _check_enough(trainee: Trainee, train: Samples, validation: Samples) -> None:
-    for part, samples in (("train on", train), ("validate on", validation)):
-        if len(samples.labels) == 0:
-            raise DataError(
-                f"{trainee.name}: no image to {part}; at least 1 is needed to choose the best "
-                "epoch by; add images (2 of a class are split between both)"
+def _check_sources(trainee: Trainee, config: TrainConfig, workers: Workers) -> None:
+    for source in trainee.sources:
+        for part, samples in (("train on", source.train), ("validate on", source.validation)):
+            if len(samples) == 0:
+                raise DataError(
+                    f"{source.name}: no image to {part}; at least 1 is needed to choose the best "
+                    "epoch by; add images (2 of a class are split between both)"
+                )
+    names = [one.name for one in trainee.sources]
+    shares = workers.shares(names, trainee.coupled)
+    for share in shares:
+        source = trainee.sources[share.source]
+        smallest = min(source.batch_size, len(source.train))
+        if share.parts > smallest:
+            raise ConfigError(
+                f"{source.name}: {share.parts} ranks share batches of {smallest} images; each rank "
+                "takes at least 1 image of every batch; start fewer ranks or raise batch_size"
             )
 
 
-def run_epoch(
-    trainee: Trainee,
-    train: Samples,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    steps: int,
-    device: torch.device,
-) -> float:
-    """One pass over the images; returns the mean loss."""
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(train.labels), generator=generator)
-    total = 0.0
-    for step, index in enumerate(split_batches(order, config.batch_size)):
-        progress = (epoch * steps + step) / (config.epochs * steps)
-        factor = schedule(config, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(trainee.scope) * factor
-        if trainee.uses_images and config.augment != "none":
-            picked = augment(train.inputs[index], config, generator)
-            inputs = normalize(picked.to(device), train.preprocessing)
-            labels = train.labels[index].to(device)
-        else:
-            inputs, labels = train.batch(index, device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            scores = trainee.forward(inputs)
-            loss = functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{trainee.name}: the loss is {value} at epoch {epoch + 1}, step {step + 1}, with "
-                f"learning rate {config.rate(trainee.scope) * factor:.3g}; it must stay finite; "
-                "try a tenth of the learning rate"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        keep_signs(trainee.state, trainee.floors)
-        total += value * len(index)
-    return total / len(train.labels)
+class _Run:
+    """A run as it goes on."""
+
+    def __init__(
+        self, trainee: Trainee, config: TrainConfig, workers: Workers, checkpoint: Path | None
+    ) -> None:
+        count = len(trainee.sources)
+        self.trainee, self.config, self.workers = trainee, config, workers
+        self.checkpoint = checkpoint
+        self.shares = workers.shares([one.name for one in trainee.sources], trainee.coupled)
+        self.device = next(iter(trainee.trained.values())).device
+        self.optimizer = make_optimizer(trainee.groups, config)
+        self.average = Ema(trainee.trained, config.ema_decay) if config.ema_decay else None
+        self.best = snapshot(trainee.state)
+        self.position = Position(best_top1=[-1.0] * count)
+        self.statistics = {
+            key: value for key, value in trainee.state.items() if key not in trainee.trained
+        }
+        self._open_epoch()
+
+    def _open_epoch(self) -> None:
+        count = len(self.trainee.sources)
+        self.position.losses, self.position.images = [0.0] * count, [0.0] * count
+
+    def restore(self, path: Path) -> None:
+        """Go on from ``path``."""
+        saved = load_checkpoint(path, fingerprint(self.trainee, self.config))
+        put_back(self.trainee.state, saved.state)
+        self.optimizer.load_state_dict(dict(saved.optimizer))
+        if self.average is not None:
+            self.average.load_state_dict(saved.average)
+        self.best = {key: value.to(self.device) for key, value in saved.best.items()}
+        self.position = saved.position
+
+    def save(self) -> None:
+        """Write the checkpoint (rank 0); the tensors that ranks do not sum are brought together."""
+        self._join_statistics()
+        if self.checkpoint is None or self.workers.rank != 0:
+            return
+        average = self.average.state_dict() if self.average is not None else {}
+        state = snapshot(self.trainee.state)
+        run = RunState(self.position, state, self.optimizer.state_dict(), self.best, average)
+        save_checkpoint(self.checkpoint, fingerprint(self.trainee, self.config), run)
+
+    def train_epoch(self, interrupted: Callable[[], bool]) -> None:
+        """The rest of the epoch's steps."""
+        steps, every = self.trainee.steps, CHECK_EVERY.get(self.device.type, 1)
+        if self.position.step == 0:
+            self.trainee.prepare(self.position.epoch)
+        waiting: list[Tensor] = []
+        while self.position.step < steps:
+            waiting.append(self._find_gradients(interrupted()))
+            last = self.position.step + 1 == steps
+            stop = False
+            if last or len(waiting) == every:
+                stop = self._check(waiting)
+                waiting.clear()
+            self._apply_gradients()
+            self.position.step += 1
+            often = self.config.save_every_steps
+            if stop or (often and not last and not waiting and self.position.step % often == 0):
+                self.save()
+            if stop:
+                raise KeyboardInterrupt
+
+    def _find_gradients(self, stop: bool) -> Tensor:
+        """Of one step of all tasks, summed over ranks. Returns float32 [1 + sources]: ranks that
+        ask to stop, then each source's mean loss.
+        """
+        trainee, config = self.trainee, self.config
+        step = self.position.epoch * trainee.steps + self.position.step
+        progress = step / (config.epochs * trainee.steps)
+        set_rates(self.optimizer, config, progress)
+        batches = [
+            draw_batch(trainee.sources[share.source], share, step, config, self.device)
+            for share in self.shares
+        ]
+        shares = {batch.source: batch.share for batch in batches}
+        told = torch.zeros(1 + len(trainee.sources), device=self.device)
+        told[0] = float(stop)
+        self.optimizer.zero_grad(set_to_none=True)
+        for losses in trainee.losses(batches):
+            total = torch.zeros((), device=self.device)
+            for source, loss in losses.items():
+                total = total + trainee.sources[source].weight * shares[source] * loss
+                told[1 + source] += shares[source] * loss.detach()
+            total.backward()  # type: ignore[no-untyped-call]
+        self._sum_gradients(told)
+        return told
+
+    def _apply_gradients(self) -> None:
+        self.optimizer.step()
+        keep_signs(self.trainee.state, self.trainee.floors)
+        if self.average is not None:
+            self.average.update()
+
+    def _sum_gradients(self, told: Tensor) -> None:
+        if self.workers.world == 1:
+            return
+        tensors = list(self.trainee.trained.values())
+        for one in tensors:
+            if one.grad is None:
+                one.grad = torch.zeros_like(one)
+        self.workers.sum_in_place([told, *(one.grad for one in tensors if one.grad is not None)])
+
+    def _check(self, waiting: Sequence[Tensor]) -> bool:
+        """Count the losses of the last steps; returns whether a rank asks to stop."""
+        rows = torch.stack(list(waiting)).double().cpu()
+        first = self.position.step + 1 - len(rows)
+        for k, row in enumerate(rows.tolist()):
+            for source, loss in enumerate(row[1:]):
+                if not math.isfinite(loss):
+                    self._refuse(source, first + k, loss)
+                images = len(self._indices(source, first + k))
+                self.position.losses[source] += loss * images
+                self.position.images[source] += images
+        return bool(rows[:, 0].any())
+
+    def _indices(self, source: int, step: int) -> Tensor:
+        whole = self.position.epoch * self.trainee.steps + step
+        return self.trainee.sources[source].indices(whole, self.config.seed)
+
+    def _refuse(self, source: int, step: int, loss: float) -> None:
+        images = ", ".join(str(one) for one in self._indices(source, step)[:5].tolist())
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        raise TrainingError(
+            f"{self.trainee.sources[source].name}: the loss is {loss} at epoch "
+            f"{self.position.epoch + 1}, step {step + 1} (images {images}, ...), with learning "
+            f"rate {rate:.3g}; it must stay finite; try a tenth of the learning rate"
+        )
+
+    def finish_epoch(
+        self, on_epoch: Callable[[EpochRecord], None], seconds: float, steps: int
+    ) -> None:
+        """Validate, keep what is best, record, save."""
+        self._join_statistics()
+        current = snapshot(self.trainee.state)
+        if self.average is not None:
+            put_back(self.trainee.trained, self.average.average())
+        self.trainee.prepare(self.position.epoch)
+        top1 = self._validate()
+        self._keep_best(top1)
+        put_back(self.trainee.state, current)
+        position, done = self.position, self.position.epoch + 1
+        share = steps / self.trainee.steps  # of the epoch that ``seconds`` measured
+        for source, images, loss, accuracy in zip(
+            self.trainee.sources, position.images, position.losses, top1, strict=True
+        ):
+            rate = self.optimizer.param_groups[0]["lr"]
+            speed = share * images / seconds if seconds > 0 else 0.0
+            mean = loss / images if images else 0.0
+            if self.workers.rank == 0:
+                on_epoch(EpochRecord(source.name, done, mean, accuracy, rate, seconds, speed))
+        position.epoch, position.step = done, 0
+        self._open_epoch()
+        self.save()
+
+    def _validate(self) -> list[float]:
+        count, world = len(self.trainee.sources), self.workers.world
+        found = torch.zeros(count, dtype=torch.float64, device=self.device)
+        for source, one in enumerate(self.trainee.sources):
+            if source % world == self.workers.rank:
+                forward = _bound(self.trainee.predict, source)
+                with autocast(self.config, self.device):
+                    found[source] = accuracy(forward, one.validation, self.device)
+        self.workers.sum_in_place([found])
+        top1: list[float] = found.tolist()
+        return top1
+
+    def _keep_best(self, top1: Sequence[float]) -> None:
+        position, owners = self.position, self.trainee.owners
+        always = not self.config.early_best
+        state = self.trainee.state
+        if all(key in owners for key in state):
+            for source, value in enumerate(top1):
+                if always or value > position.best_top1[source]:
+                    mine = {key: state[key] for key in state if owners[key] == source}
+                    self.best |= snapshot(mine)
+                    position.best_top1[source] = value
+            return
+        mean = sum(top1) / len(top1)
+        if always or mean > position.best_mean:
+            self.best = snapshot(state)
+            position.best_top1, position.best_mean = list(top1), mean
+
+    @torch.no_grad()
+    def _join_statistics(self) -> None:
+        """Statistics of batches are each rank's own: all take the mean of those that made them."""
+        if self.workers.world == 1 or not self.statistics:
+            return
+        names = [one.name for one in self.trainee.sources]
+        counts = self.workers.owners(names, self.trainee.coupled)
+        mine = {share.source for share in self.shares}
+        for key, value in self.statistics.items():
+            source = self.trainee.owners.get(key)
+            if source is None:
+                value.mul_(1.0 / self.workers.world)
+            else:
+                value.mul_(1.0 / counts[source] if source in mine else 0.0)
+        self.workers.sum_in_place(list(self.statistics.values()))
 
 
-def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """``order`` in batches; a last one of a single image joins the one before it, since one image
-    has no variance to normalise by.
-    """
-    batches = list(torch.split(order, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+def _bound(predict: Callable[[int, Tensor], Tensor], source: int) -> Forward:
+    return lambda inputs: predict(source, inputs)
 
 
 @torch.no_grad()
@@ -220,47 +382,11 @@ def keep_signs(state: Mapping[str, Tensor], floors: Mapping[str, Tensor]) -> Non
         value.copy_(torch.where(floor < 0, value.minimum(floor), value.maximum(floor)))
 
 
-def make_optimizer(
-    parameters: list[Tensor], config: TrainConfig, scope: Scope
-) -> torch.optim.Optimizer:
-    """Adam, or the paper's RMSProp (fused and for all tensors at once: a patch has many small)."""
-    rate = config.rate(scope)
-    if config.recipe == "paper":
-        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=1.0, momentum=0.9)
-    return torch.optim.Adam(parameters, lr=rate, fused=True)
-
-
-def schedule(config: TrainConfig, progress: float) -> float:
-    """Factor on the learning rate, ``progress`` in [0, 1) through the run."""
-    if config.recipe == "paper":
-        return float(0.98 ** (progress * config.epochs / 2.5))
-    if progress < 0.1:
-        return 0.1 + 0.9 * progress / 0.1
-    return 0.5 * (1.0 + math.cos(math.pi * (progress - 0.1) / 0.9))
-
-
-def augment(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Shift uint8 [N, H, W, 3] by up to an eighth (edges repeat); mirror half of them."""
-    count, height, width, _ = images.shape
-    reach_y, reach_x = height // 8, width // 8
-
-    def moved(length: int, reach: int) -> Tensor:
-        shift = torch.randint(-reach, reach + 1, (count, 1), generator=generator)
-        return (torch.arange(length)[None, :] + shift).clamp(0, length - 1)
-
-    rows, columns = moved(height, reach_y), moved(width, reach_x)
-    if config.augment == "shift_flip":
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    index = torch.arange(count)[:, None, None]
-    return images[index, rows[:, :, None], columns[:, None, :]]
-
-
 @torch.no_grad()
 def predict(forward: Forward, samples: Samples, device: torch.device) -> Tensor:
     """Scores float32 [N, classes] on the CPU."""
     parts = []
-    for index in torch.split(torch.arange(len(samples.labels)), EVALUATION_BATCH):
+    for index in torch.split(torch.arange(len(samples)), EVALUATION_BATCH):
         inputs, _ = samples.batch(index, device)
         parts.append(forward(inputs).float().cpu())
     return torch.cat(parts)
@@ -269,76 +395,23 @@ def predict(forward: Forward, samples: Samples, device: torch.device) -> Tensor:
 def accuracy(forward: Forward, samples: Samples, device: torch.device) -> float:
     """Top-1 in [0, 1]."""
     answers = predict(forward, samples, device).argmax(1)
-    return float((answers == samples.labels).double().mean())
-
-
-def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies."""
-    return {key: value.detach().clone() for key, value in tensors.items()}
-
-
-@torch.no_grad()
-def put_back(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Write ``values`` into ``tensors`` in place."""
-    for key, value in values.items():
-        tensors[key].copy_(value)
+    return float((answers == samples.labels.cpu()).double().mean())
 
 
 def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
     """What must be equal for a checkpoint to fit: settings, context, and names and shapes of the
-    tensors."""
+    tensors. The number of ranks is not among it."""
     shapes = {key: list(value.shape) for key, value in trainee.state.items()}
+    sources = [[one.name, one.batch_size, one.weight, one.stream] for one in trainee.sources]
     settings = json.dumps(
-        [config.to_json(), trainee.name, trainee.context, sorted(trainee.trained), shapes],
+        [
+            config.to_json(),
+            trainee.name,
+            sources,
+            trainee.context,
+            sorted(trainee.trained),
+            shapes,
+        ],
         sort_keys=True,
     )
     return hashlib.sha256(settings.encode()).hexdigest()
-
-
-def save(
-    path: Path,
-    trainee: Trainee,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    best: Mapping[str, Tensor],
-    best_top1: float,
-) -> None:
-    """Write a checkpoint after ``epoch`` epochs; the older one stays until it is whole."""
-    buffer = io.BytesIO()
-    document: dict[str, Any] = {
-        "fingerprint": fingerprint(trainee, config),
-        "epoch": epoch,
-        "state": snapshot(trainee.state),
-        "optimizer": optimizer.state_dict(),
-        "best": dict(best),
-        "best_top1": best_top1,
-    }
-    torch.save(document, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def restore(
-    path: Path, trainee: Trainee, optimizer: torch.optim.Optimizer, config: TrainConfig
-) -> tuple[int, dict[str, Tensor], float]:
-    """Load a checkpoint: (epochs done, best tensors, their validation top-1).
-
-    Raises:
-        CheckpointError: damaged, or of other settings.
-    """
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-        same = document["fingerprint"] == fingerprint(trainee, config)
-    except Exception as error:  # torch.load has errors of its own; all mean the same here
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); it must be the whole file "
-            "that training wrote; remove it to start again"
-        ) from error
-    if not same:
-        raise CheckpointError(
-            f"checkpoint {path} was made with other settings, images or task; resume needs the "
-            "same; use them, or another run folder"
-        )
-    put_back(trainee.state, document["state"])
-    optimizer.load_state_dict(document["optimizer"])
-    return int(document["epoch"]), dict(document["best"]), float(document["best_top1"])

@@ -19,15 +19,12 @@ from patchdeploy.errors import CheckpointError, ConfigError, DataError, StorageE
 from patchdeploy.patch import Kind, Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training import TrainConfig, evaluate, train_baseline, train_patch, transfer
-from patchdeploy.training.loop import (
-    EpochRecord,
-    Samples,
-    fit,
-    keep_signs,
-    schedule,
-    split_batches,
-)
+from patchdeploy.training.loop import EpochRecord, Trainee, fit, keep_signs
+from patchdeploy.training.optimizer import schedule
+from patchdeploy.training.preparation import split_images
 from patchdeploy.training.records import METRICS_FILE, open_recorder
+from patchdeploy.training.samples import Samples, Source, split_batches
+from patchdeploy.training.transfer import SingleLoss
 
 SHORT = TrainConfig(epochs=2, batch_size=32, device="cpu")
 SIZES = (8, 12, 16)
@@ -81,6 +78,28 @@ def assert_same(one: Patch, other: Patch) -> None:
         assert set(one.tensors(px)) == set(other.tensors(px))
         for key, value in one.tensors(px).items():
             np.testing.assert_array_equal(value, other.tensors(px)[key], err_msg=f"{px} {key}")
+
+
+def one_source(
+    forward: Any,
+    trained: dict[str, Tensor],
+    state: dict[str, Tensor],
+    samples: Samples,
+    scope: Any,
+    held: Samples | None = None,
+) -> Trainee:
+    """A run of a single task."""
+    classes = int(samples.labels.max()) + 1
+    source = Source("t@16", samples, held or samples, classes, SHORT.batch_size)
+    return Trainee(
+        name="t",
+        sources=(source,),
+        groups={scope: trained},
+        state=state,
+        floors={},
+        losses=SingleLoss(forward, SHORT, torch.device("cpu")),
+        predict=lambda _, inputs: forward(inputs),
+    )
 
 
 class Killed(BaseException):
@@ -218,16 +237,16 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
         scores: Tensor = model(inputs)
         return scores * float("nan") if calls[0] == 2 + -(-len(train) // batch) else scores
 
-    trained = {"12.weight": tensors["12.weight"]}
-    trainee = transfer.Trainee("t@16", forward, trained, tensors, {}, "head")
+    trainee = one_source(forward, {"12.weight": tensors["12.weight"]}, tensors, samples, "head")
     with pytest.raises(TrainingError) as caught:
-        fit(trainee, samples, samples, SHORT, checkpoint=tmp_path / "16.pt")
+        fit(trainee, SHORT, checkpoint=tmp_path / "16.pt")
     rate = SHORT.rate("head") * schedule(SHORT, (10 + 1) / 20)
+    images = ", ".join(str(one) for one in trainee.sources[0].indices(11, 0)[:5].tolist())
     assert str(caught.value) == (
-        f"t@16: the loss is nan at epoch 2, step 2, with learning rate {rate:.3g}; it must stay "
-        "finite; try a tenth of the learning rate"
+        f"t@16: the loss is nan at epoch 2, step 2 (images {images}, ...), with learning rate "
+        f"{rate:.3g}; it must stay finite; try a tenth of the learning rate"
     )
-    assert torch.load(tmp_path / "16.pt", weights_only=True)["epoch"] == 1
+    assert torch.load(tmp_path / "16.pt", weights_only=True)["position"]["epoch"] == 1
     assert bool(torch.isfinite(tensors["12.weight"]).all())
 
 
@@ -278,7 +297,7 @@ def test_validation_shares_no_image_with_training_and_must_be_there(
     base: Base, digits: tuple[ImageDataset, ImageDataset]
 ) -> None:
     train, test = digits
-    kept, held = transfer._parts(train, None, SHORT)
+    kept, held = split_images(train, None, SHORT)
     assert overlapping(kept, held) == []
     assert len(kept) + len(held) == len(train)
     assert set(held.labels.tolist()) == set(range(10))
@@ -312,8 +331,9 @@ def test_the_best_epoch_or_the_last_is_kept(
             for one in digits
         ]
         trained = {k: v for k, v in model.tensors().items() if v.requires_grad}
-        trainee = transfer.Trainee("t", model, trained, model.tensors(), {}, "patch")
-        top1 = fit(trainee, *parts, replace(config, early_best=early_best), on_epoch=records.append)
+        trainee = one_source(model, trained, model.tensors(), parts[0], "patch", parts[1])
+        settings = replace(config, early_best=early_best)
+        top1 = fit(trainee, settings, on_epoch=records.append).mean_top1
         reached = [one.validation_top1 for one in records]
         assert top1 == (max(reached) if early_best else reached[-1])
         assert evaluate(model, test, 16, base)[0] == top1
@@ -347,7 +367,7 @@ def test_features_cached_once_train_the_same_head_as_the_whole_network(
     cached = run()
     calls = [0]
     monkeypatch.setattr(
-        transfer, "_cached", lambda model, trainee, tensors, samples, device: (trainee, samples)
+        transfer, "cache_features", lambda model, tensors, samples: (model, samples)
     )
     forward = PatchedModel.forward
 
@@ -515,7 +535,7 @@ def test_metrics_that_cannot_be_written_are_a_storage_error(tmp_path: Path) -> N
         ("learning_rate", float("inf"), "positive"),
         ("label_smoothing", 1.0, "in [0, 1)"),
         ("validation_fraction", 0.0, "between 0 and 1"),
-        ("augment", "flip", "none, shift or shift_flip"),
+        ("augment", "flip", "none, shift, shift_flip or randaugment"),
         ("device", "tpu", "auto, cpu or cuda"),
     ],
 )
@@ -529,9 +549,9 @@ def test_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_json({"batchsize": 3})
     assert str(caught.value) == (
-        "unknown training key 'batchsize'; the keys are epochs, batch_size, recipe, learning_rate, "
-        "label_smoothing, augment, validation_fraction, early_best, share_head, device, seed; did "
-        "you mean 'batch_size'?"
+        "unknown training key 'batchsize'; the keys are "
+        + ", ".join(TrainConfig.__annotations__)
+        + "; did you mean 'batch_size'?"
     )
 
 

@@ -21,7 +21,9 @@ from patchdeploy.errors import CheckpointError, ConfigError, DataError, Training
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, random_head
 from patchdeploy.training import TrainConfig, evaluate, train_baseline, train_patch
-from patchdeploy.training.loop import EpochRecord, Samples, Trainee, augment, fit
+from patchdeploy.training.loop import EpochRecord, Trainee, fit
+from patchdeploy.training.samples import Samples, Source
+from patchdeploy.training.transfer import SingleLoss
 
 SHORT = TrainConfig(epochs=2, batch_size=32, seed=3, device="cpu")
 
@@ -183,7 +185,7 @@ def test_a_run_killed_between_epochs_resumes_to_the_same_bits(tmp_path: Path) ->
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "killed" / "patch").exists()
-    assert torch.load(checkpoint, weights_only=True)["epoch"] < 3
+    assert torch.load(checkpoint, weights_only=True)["position"]["epoch"] < 3
     for name in ("killed", "whole"):
         run = start(tmp_path / name)
         _, errors = run.communicate(timeout=240)
@@ -193,23 +195,32 @@ def test_a_run_killed_between_epochs_resumes_to_the_same_bits(tmp_path: Path) ->
     assert patches[0].metrics == patches[1].metrics
 
 
-def line_trainee() -> tuple[Trainee, Samples]:
+def line_trainee(config: TrainConfig) -> Trainee:
     """Two clusters of real numbers and a linear layer: the loop alone."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(64) % 2
-    inputs = torch.randn(64, 4, generator=generator) + labels[:, None]
+    samples = Samples(torch.randn(64, 4, generator=generator) + labels[:, None], labels, None)
     weight = torch.zeros(2, 4, requires_grad=True)
-    trainee = Trainee(
-        "line", lambda x: x @ weight.T, {"w": weight}, {"w": weight}, {}, "head", uses_images=False
+
+    def forward(inputs: Tensor) -> Tensor:
+        return inputs @ weight.T
+
+    return Trainee(
+        name="line",
+        sources=(Source("line", samples, samples, classes=2, batch_size=config.batch_size),),
+        groups={"head": {"w": weight}},
+        state={"w": weight},
+        floors={},
+        losses=SingleLoss(forward, config, torch.device("cpu")),
+        predict=lambda _, inputs: forward(inputs),
     )
-    return trainee, Samples(inputs, labels, None)
 
 
 @pytest.mark.parametrize("recipe", ["modern", "paper"])
 def test_the_loop_resumes_after_every_epoch_to_the_same_bits(tmp_path: Path, recipe: str) -> None:
     config = TrainConfig(epochs=4, batch_size=16, recipe=recipe, device="cpu")  # type: ignore[arg-type]
-    whole, samples = line_trainee()
-    fit(whole, samples, samples, config)
+    whole = line_trainee(config)
+    fit(whole, config)
     for stop in (1, 2, 3):
         path = tmp_path / f"{stop}.pt"
 
@@ -218,9 +229,9 @@ def test_the_loop_resumes_after_every_epoch_to_the_same_bits(tmp_path: Path, rec
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            fit(line_trainee()[0], samples, samples, config, checkpoint=path, on_epoch=interrupt)
-        resumed, _ = line_trainee()
-        fit(resumed, samples, samples, config, checkpoint=path, resume=True)
+            fit(line_trainee(config), config, checkpoint=path, on_epoch=interrupt)
+        resumed = line_trainee(config)
+        fit(resumed, config, checkpoint=path, resume=True)
         assert torch.equal(resumed.trained["w"], whole.trained["w"])
     assert not torch.equal(whole.trained["w"], torch.zeros(2, 4))
 
@@ -308,21 +319,3 @@ def test_cached_features_give_the_scores_of_the_whole_network(
     result = train_baseline(base, train, "head", SHORT, resolution=32, validation=test, quiet=True)
     # The same operations at the same batch size (EVALUATION_BATCH): the same answers.
     assert evaluate(result.module, test, 32, base)[0] == result.validation_top1
-
-
-def test_augmentation_moves_and_mirrors_within_bounds() -> None:
-    columns = torch.arange(16, dtype=torch.uint8).repeat(16, 1)
-    images = torch.stack([columns, columns.T, columns], dim=-1)[None].repeat(200, 1, 1, 1)
-
-    def first_columns(kind: str) -> Tensor:
-        config = replace(SHORT, augment=kind)  # type: ignore[arg-type]
-        moved = augment(images, config, torch.Generator().manual_seed(0))
-        assert moved.shape == images.shape
-        assert moved.dtype == torch.uint8
-        return moved[:, 8, :, 0].int()
-
-    shifted = first_columns("shift")
-    assert set((shifted[:, 8] - 8).tolist()) == {-2, -1, 0, 1, 2}  # an eighth of 16
-    assert bool((shifted.diff(dim=1) >= 0).all())
-    mirrored = (first_columns("shift_flip").diff(dim=1) <= 0).all(dim=1)
-    assert 60 < int(mirrored.sum()) < 140  # half of 200, within six standard deviations

@@ -1,0 +1,55 @@
+"""What a step minimises: cross entropy, a teacher's answers, and the precision that it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from patchdeploy.training.config import TrainConfig
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def classification_loss(
+    scores: Tensor, targets: Tensor, config: TrainConfig, taught: Tensor | None = None
+) -> Tensor:
+    """Mean cross entropy of ``scores`` [n, classes], float32; mixed with a teacher's if given.
+
+    Args:
+        targets: int64 [n], or float32 [n, classes] (mixup).
+        taught: a teacher's scores [n, classes]; the loss is then (1 - w) * cross entropy +
+            w * T^2 * KL(teacher || student), both softmaxes at temperature T (Hinton et al. 2015,
+            arXiv 1503.02531, section 2).
+    """
+    scores = scores.float()
+    loss = functional.cross_entropy(scores, targets, label_smoothing=config.label_smoothing)
+    if taught is None or config.distillation_weight == 0:
+        return loss
+    share = config.distillation_weight
+    return (1 - share) * loss + share * distillation_loss(scores, taught, config.temperature)
+
+
+def distillation_loss(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(taught / T) || softmax(scores / T)), the mean over images; no gradient
+    reaches ``taught``.
+    """
+    student = functional.log_softmax(scores.float() / temperature, dim=1)
+    teacher = functional.log_softmax(taught.detach().float() / temperature, dim=1)
+    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """The forward pass's precision; see `TrainConfig.precision`."""
+    half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def compile_forward(forward: Any, config: TrainConfig) -> Any:
+    """``forward``, compiled where the settings ask for it."""
+    return torch.compile(forward) if config.compile else forward

@@ -1,0 +1,54 @@
+"""The optimiser of a run, and its learning rates over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdeploy.training.config import Scope, TrainConfig
+
+
+def make_optimizer(
+    groups: Mapping[Scope, Mapping[str, Tensor]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """AdamW, or the paper's RMSProp, with a rate for each scope; kernels alone decay.
+
+    Fused, for all tensors at once: a patch has many small ones.
+    """
+    parameters: list[dict[str, Any]] = []
+    for scope, tensors in groups.items():
+        kernels = [value for value in tensors.values() if value.ndim > 1]
+        vectors = [value for value in tensors.values() if value.ndim <= 1]
+        for chosen, decay in ((kernels, config.weight_decay), (vectors, 0.0)):
+            if chosen:
+                rate = config.rate(scope)
+                parameters.append(
+                    {"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay}
+                )
+    if config.recipe == "paper":
+        return torch.optim.RMSprop(parameters, alpha=0.9, eps=1.0, momentum=0.9)
+    return torch.optim.AdamW(parameters, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> None:
+    """Every group's rate, ``progress`` in [0, 1) through the run."""
+    factor = schedule(config, progress)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def schedule(config: TrainConfig, progress: float) -> float:
+    """Factor on the learning rate, ``progress`` in [0, 1) through the run.
+
+    One clock for all tasks: their rates are equal at every moment, which is what the paper's ratio
+    of data set size and epochs per decay step is there for (section 5.3).
+    """
+    if config.recipe == "paper":
+        return float(0.98 ** (progress * config.epochs / 2.5))
+    if progress < 0.1:
+        return 0.1 + 0.9 * progress / 0.1
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - 0.1) / 0.9))

@@ -1,0 +1,150 @@
+"""What every method needs before its first step: device, split, pixels, bounds, a digest.
+
+In: a base, labelled images, settings. Out: `Samples` to train on and to choose the best epoch by,
+bounds that keep scales positive, and the digest that ties a checkpoint to all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchdeploy.base import Base
+from patchdeploy.data import ImageDataset, split
+from patchdeploy.errors import ConfigError, DataError
+from patchdeploy.patch_forward import share_structure
+from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.samples import Samples
+
+SCALE_FLOOR = 1e-3
+"""A trained scale stays at or above this share of the base's: its sign never changes, so that the
+base's int8 rows serve every task."""
+PROBE_PX = 256
+RESIDENT_SHARE = 0.5
+"""Of a GPU's free memory that images may take; beyond it they stay in the computer's."""
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The GPU where there is one and the settings allow it."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda, but torch sees no GPU here; use device auto or cpu")
+    return torch.device(config.device)
+
+
+def check_images(images: ImageDataset) -> None:
+    """Refuse a set that nothing can be learned from.
+
+    Raises:
+        DataError: an empty set, or a single class.
+    """
+    present = len(set(images.labels.tolist()))
+    if present < 2:
+        raise DataError(
+            f"{images.name}: {len(images)} images of {present} classes; training needs images of "
+            "at least 2 classes; add some"
+        )
+
+
+def check_resolutions(base: Base, resolutions: Sequence[int]) -> None:
+    """Refuse a side that leaves the network's last feature map no whole cell.
+
+    Raises:
+        ConfigError: a resolution below the network's stride.
+    """
+    stride = measure_stride(base)
+    for px in resolutions:
+        if px < stride:
+            raise ConfigError(
+                f"resolution {px} px; base {base.name!r} divides its input by {stride}, so each "
+                f"side is at least {stride} px; choose {stride} or more"
+            )
+
+
+@torch.no_grad()
+def measure_stride(base: Base) -> int:
+    """By how much the network divides the side of its input: PROBE_PX over the side of the
+    smallest feature map before the global pooling.
+    """
+    sides: list[int] = []
+
+    def note(_: nn.Module, __: Any, output: Tensor) -> None:
+        if output.ndim == 4 and output.shape[-1] > 1:
+            sides.append(output.shape[-1])
+
+    structure = share_structure(base.module)
+    for module in structure.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(note)
+    structure(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=next(base.module.parameters()).device))
+    return PROBE_PX // min(sides, default=PROBE_PX)
+
+
+def split_images(
+    images: ImageDataset, validation: ImageDataset | None, config: TrainConfig
+) -> tuple[ImageDataset, ImageDataset]:
+    """What is trained on, and what chooses the epoch; they share no image.
+
+    Raises:
+        DataError: too little to learn from, or validation images of other classes.
+    """
+    check_images(images)
+    if validation is not None:
+        if validation.classes != images.classes:
+            raise DataError(
+                f"{images.name}: validation classes {list(validation.classes)[:5]} are not the "
+                f"training classes {list(images.classes)[:5]}; both need the same in the same "
+                "order; correct the folders"
+            )
+        return images, validation
+    share = config.validation_fraction
+    return split(images, (1.0 - share, share), seed=config.seed)
+
+
+def make_samples(images: ImageDataset, px: int, base: Base, device: torch.device) -> Samples:
+    """Pixels at ``px`` as the network will see them; on a GPU where they fit."""
+    pixels = images.at(px, base.preprocessing)
+    samples = Samples.from_arrays(pixels, images.labels, base.preprocessing)
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        if samples.inputs.nbytes < RESIDENT_SHARE * free_bytes:
+            return samples.to(device)
+    return samples
+
+
+def make_pair(
+    parts: tuple[ImageDataset, ImageDataset], px: int, base: Base, device: torch.device
+) -> tuple[Samples, Samples]:
+    """`make_samples` of what is trained on and of what is held out."""
+    train, held = parts
+    return make_samples(train, px, base, device), make_samples(held, px, base, device)
+
+
+def scale_floors(base: Base, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bounds of the scales among ``tensors`` (by state-dict name), with their sign: gamma of a
+    normalisation (negative only where no convolution comes before it), and explicit scales.
+    """
+    state = base.module.state_dict()
+    floors = {}
+    for key in sorted(tensors):
+        stem, _, name = key.rpartition(".")
+        if name == "patch_scale":
+            floors[key] = torch.full_like(tensors[key], SCALE_FLOOR).detach()
+        elif name == "weight" and f"{stem}.running_mean" in state:
+            floors[key] = SCALE_FLOOR * state[key].to(tensors[key].device)
+    return floors
+
+
+def digest(settings: Any, samples: Sequence[Samples]) -> str:
+    """SHA-256 of what a checkpoint belongs to: ``settings`` (JSON values), images and labels."""
+    made = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part in samples:
+        made.update(part.inputs.cpu().numpy().data)
+        made.update(part.labels.cpu().numpy().data)
+    return made.hexdigest()

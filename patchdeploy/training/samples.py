@@ -1,0 +1,171 @@
+"""Images and labels in memory, and the batch that each step takes of them.
+
+In: arrays, a batch size, a seed. Out: for any step, the same `Batch` on every machine: the order
+of the images and their augmentation come from the seed and the step's number alone, so a run can
+go on from any step, and ranks that split a batch take parts of the very same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchdeploy.data import Preprocessing
+from patchdeploy.training.augment import augment
+from patchdeploy.training.config import TrainConfig
+
+PASS_STRIDE, STREAM_STRIDE = 1_000_003, 7_368_787
+"""Primes that keep the seeds of passes and streams apart."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs and labels, resident in memory.
+
+    Attributes:
+        inputs: uint8 [N, px, px, 3] RGB, or float32 features [N, F].
+        labels: int64 [N].
+        preprocessing: for images; None for features.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    preprocessing: Preprocessing | None
+
+    @classmethod
+    def from_arrays(
+        cls, pixels: NDArray[np.uint8], labels: NDArray[np.int64], preprocessing: Preprocessing
+    ) -> Samples:
+        """From a data set's arrays (copied: a tensor needs writable memory)."""
+        return cls(torch.tensor(pixels), torch.tensor(labels), preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Samples:
+        """The same, on ``device``; uint8 images take a quarter of what float32 would."""
+        return Samples(self.inputs.to(device), self.labels.to(device), self.preprocessing)
+
+    def batch(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Normalised inputs (channels last) and labels of ``index``, on ``device``."""
+        index = index.to(self.inputs.device)
+        inputs, labels = self.inputs[index].to(device), self.labels[index].to(device)
+        return normalize(inputs, self.preprocessing), labels
+
+
+def normalize(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    """[N, H, W, 3] RGB in 0..255 -> float32 [N, 3, H, W], channels last; features pass through."""
+    if preprocessing is None:
+        return inputs
+    if preprocessing.channel_order == "BGR":
+        inputs = inputs.flip(-1)
+    mean = torch.tensor(preprocessing.mean, device=inputs.device)
+    std = torch.tensor(preprocessing.std, device=inputs.device)
+    return ((inputs.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one task's (or one resolution's) batches come from.
+
+    Attributes:
+        name: task and resolution, in records.
+        train, validation: they share no image.
+        classes: of the task.
+        batch_size: images a step.
+        weight: of its loss in the step's sum.
+        stream: sources of one stream draw the same images in the same order with the same
+            augmentation (resolutions of one set); give different tasks different streams.
+    """
+
+    name: str
+    train: Samples
+    validation: Samples
+    classes: int
+    batch_size: int
+    weight: float = 1.0
+    stream: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Batches in one pass over the images."""
+        return len(split_batches(torch.arange(len(self.train)), self.batch_size))
+
+    def indices(self, step: int, seed: int) -> Tensor:
+        """int64 [n]: the images of global step ``step``; each pass is a new permutation."""
+        passes, within = divmod(step, self.steps)
+        order = _permutation(len(self.train), self._seed(seed) * PASS_STRIDE + passes)
+        return split_batches(order, self.batch_size)[within]
+
+    def _seed(self, seed: int) -> int:
+        return seed + self.stream * STREAM_STRIDE
+
+
+@lru_cache(maxsize=64)
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank does of one source in each step: part ``part`` of ``parts`` of its batch."""
+
+    source: int
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One source's images in one step (or this rank's part of them).
+
+    Attributes:
+        source: index among the trainee's sources.
+        inputs: normalised float32 [n, 3, H, W], channels last in memory, or features [n, F].
+        targets: int64 [n], or float32 [n, classes] after mixup or cutmix.
+        share: n over the images of the whole batch.
+    """
+
+    source: int
+    inputs: Tensor
+    targets: Tensor
+    share: float = 1.0
+
+
+def draw_batch(
+    source: Source, share: Share, step: int, config: TrainConfig, device: torch.device
+) -> Batch:
+    """The part of ``source``'s batch at global step ``step`` that ``share`` names."""
+    index = source.indices(step, config.seed)
+    train, mixes = source.train, config.mixup > 0 or config.cutmix > 0
+    part = (share.part, share.parts)
+    if train.preprocessing is None or (config.augment == "none" and not mixes):
+        mine = index[part[0] :: part[1]]
+        inputs, targets = train.batch(mine, device)
+    else:
+        chosen = index.to(train.inputs.device)
+        pixels, targets = augment(
+            train.inputs[chosen].to(device),
+            train.labels[chosen].to(device),
+            config,
+            seed=source._seed(config.seed) * PASS_STRIDE + step,
+            classes=source.classes,
+            part=part,
+        )
+        inputs = normalize(pixels, train.preprocessing)
+    return Batch(share.source, inputs, targets, len(inputs) / len(index))
+
+
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """``order`` in batches; a last one of a single image joins the one before it, since one image
+    has no variance to normalise by.
+    """
+    batches = list(torch.split(order, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches

@@ -1,0 +1,159 @@
+"""The processes that train one run together, and what each of them does.
+
+In: the environment that torchrun makes (RANK, WORLD_SIZE, MASTER_ADDR ...), or nothing. Out: a
+`Workers`: which tasks' batches a rank computes, and sums over ranks. Every rank holds every task's
+tensors; a gradient is computed where its task is, summed over all ranks, and applied by each, so
+all ranks hold the same bits at every step (the synchronous form of the paper's parameter server,
+section 2). Any rank's checkpoint is everybody's, and a run resumes on another number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from patchdeploy.errors import ConfigError, TrainingError
+from patchdeploy.training.samples import Share
+
+
+@dataclass(frozen=True)
+class Workers:
+    """One rank's view of all.
+
+    Attributes:
+        rank: this process, 0 to world - 1; rank 0 writes files and records.
+        world: processes in the run.
+        ranks_per_task: how many ranks each task has (one number for all, or one a task); None to
+            divide them evenly.
+    """
+
+    rank: int = 0
+    world: int = 1
+    ranks_per_task: tuple[int, ...] | None = None
+
+    def shares(self, names: Sequence[str], coupled: bool) -> tuple[Share, ...]:
+        """What this rank computes in each step.
+
+        Args:
+            names: of the sources (tasks).
+            coupled: every source's batch is needed at once, so each rank takes a part of all.
+
+        Raises:
+            ConfigError: the ranks cannot be divided among the tasks.
+        """
+        count = len(names)
+        if self.world == 1 or coupled:
+            return tuple(Share(source, self.rank, self.world) for source in range(count))
+        if self.ranks_per_task is None and self.world <= count:
+            return tuple(Share(source) for source in range(self.rank, count, self.world))
+        per_task = self._per_task(names)
+        first = 0
+        for source, ranks in enumerate(per_task):
+            if first <= self.rank < first + ranks:
+                return (Share(source, self.rank - first, ranks),)
+            first += ranks
+        raise AssertionError(f"rank {self.rank} of {self.world} has no task")
+
+    def owners(self, names: Sequence[str], coupled: bool) -> tuple[int, ...]:
+        """Ranks that compute each source."""
+        views = [
+            Workers(rank, self.world, self.ranks_per_task).shares(names, coupled)
+            for rank in range(self.world)
+        ]
+        return tuple(
+            sum(any(share.source == source for share in view) for view in views)
+            for source in range(len(names))
+        )
+
+    def _per_task(self, names: Sequence[str]) -> tuple[int, ...]:
+        count, given = len(names), self.ranks_per_task
+        if given is None:
+            given = (self.world // count,)
+        per_task = given * count if len(given) == 1 else given
+        if len(per_task) != count or sum(per_task) != self.world or min(per_task) < 1:
+            raise ConfigError(
+                f"{self.world} ranks for {count} tasks ({', '.join(names)}) with ranks_per_task="
+                f"{list(per_task)}; each task takes at least 1 rank and all ranks have a task; "
+                f"start {count} ranks or a multiple, or set ranks_per_task to {count} numbers "
+                f"whose sum is {self.world}"
+            )
+        return per_task
+
+    @torch.no_grad()
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over all ranks, in one transfer for each dtype.
+
+        Raises:
+            TrainingError: another rank has stopped, or did not answer in time.
+        """
+        if self.world == 1 or not tensors:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for one in tensors:
+            by_dtype.setdefault(one.dtype, []).append(one)
+        for same in by_dtype.values():
+            flat = torch.cat([one.reshape(-1) for one in same])
+            self._transfer(flat)
+            sizes = [one.numel() for one in same]
+            for one, part in zip(same, torch.split(flat, sizes), strict=True):
+                one.copy_(part.reshape(one.shape))
+
+    def _transfer(self, flat: Tensor) -> None:
+        try:
+            dist.all_reduce(flat)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"rank {self.rank} of {self.world}: another rank has stopped or did not answer "
+                f"({str(error).splitlines()[0][:200]}); all ranks must run to the end; see its own "
+                "message, then start all ranks again and resume: the last checkpoint is whole"
+            ) from error
+
+
+SINGLE = Workers()
+
+
+@contextmanager
+def open_workers(
+    ranks_per_task: Sequence[int] | None = None,
+    backend: str | None = None,
+    timeout_seconds: float = 600.0,
+) -> Iterator[Workers]:
+    """The workers that torchrun's environment describes; one alone without it.
+
+    Args:
+        backend: "gloo" or "nccl"; by default nccl where there is a GPU for each rank.
+        timeout_seconds: how long a rank waits for the others in one exchange.
+
+    Raises:
+        ConfigError: an environment that is not whole.
+        TrainingError: the ranks did not find each other.
+    """
+    given = tuple(ranks_per_task) if ranks_per_task is not None else None
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Workers(ranks_per_task=given)
+        return
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    chosen = backend or ("nccl" if cuda else "gloo")
+    try:
+        dist.init_process_group(chosen, timeout=timedelta(seconds=timeout_seconds))
+    except (ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"{world} ranks did not find each other ({str(error).splitlines()[0][:200]}); "
+            "torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each of them; start "
+            "the command with torchrun --nproc-per-node"
+        ) from error
+    try:
+        yield Workers(dist.get_rank(), world, given)
+    finally:
+        dist.destroy_process_group()
