@@ -81,6 +81,7 @@ class Source:
         weight: of its loss in the step's sum.
         stream: sources of one stream draw the same images in the same order with the same
             augmentation (resolutions of one set); give different tasks different streams.
+        config: augmentation of this source alone; None for the run's.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Source:
     batch_size: int
     weight: float = 1.0
     stream: int = 0
+    config: TrainConfig | None = None
 
     @property
     def steps(self) -> int:
@@ -142,6 +144,8 @@ def draw_batch(
 ) -> Batch:
     """The part of ``source``'s batch at global step ``step`` that ``share`` names."""
     index = source.indices(step, config.seed)
+    seed = source._seed(config.seed) * PASS_STRIDE + step
+    config = source.config or config
     train, mixes = source.train, config.mixup > 0 or config.cutmix > 0
     part = (share.part, share.parts)
     if train.preprocessing is None or (config.augment == "none" and not mixes):
@@ -153,7 +157,7 @@ def draw_batch(
             train.inputs[chosen].to(device),
             train.labels[chosen].to(device),
             config,
-            seed=source._seed(config.seed) * PASS_STRIDE + step,
+            seed=seed,
             classes=source.classes,
             part=part,
         )
