@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 from patchdeploy.bundle import Bundle, add_task, open_bundle, remove_task, size_report
 from patchdeploy.data import (
     ImageDataset,
+    LoadConfig,
+    OverlapWarning,
     Preprocessing,
+    compose_scenes,
+    load_idx,
     load_image,
     load_image_folder,
     load_packaged,
+    warn_overlap,
 )
 from patchdeploy.errors import PatchdeployError
 from patchdeploy.runtime import Engine, Prediction
@@ -34,6 +39,8 @@ __all__ = [
     "CalibrationConfig",
     "Engine",
     "ImageDataset",
+    "LoadConfig",
+    "OverlapWarning",
     "Patch",
     "PatchConfig",
     "PatchdeployError",
@@ -44,9 +51,11 @@ __all__ = [
     "VerifyReport",
     "add_task",
     "attach_patch",
+    "compose_scenes",
     "count_parameters",
     "export_bundle",
     "export_patch",
+    "load_idx",
     "load_image",
     "load_image_folder",
     "load_packaged",
@@ -56,6 +65,7 @@ __all__ = [
     "train_baseline",
     "train_patch",
     "verify_bundle",
+    "warn_overlap",
 ]
 
 _NEEDS_TORCH = {

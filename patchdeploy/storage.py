@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from patchdeploy.errors import StorageError
 
@@ -27,6 +30,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the disk is full or the place cannot be written; ``path`` is as it was.
     """
+    with open_atomic(path, len(data)) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path, expected_bytes: int) -> Iterator[BinaryIO]:
+    """A file to write piece by piece; it gets its name, ``path``, when the block ends well.
+
+    Args:
+        expected_bytes: how many will be written, for the error's message.
+
+    Raises:
+        StorageError: as `write_atomic`. Any other error of the block passes through; ``path`` is
+            then as it was, too.
+    """
     path = Path(path)
     temporary: Path | None = None
     try:
@@ -34,7 +52,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -43,7 +61,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_directory(path.parent)
     except OSError as error:
         raise StorageError(
-            f"cannot write {path} ({len(data)} bytes): {error.strerror or error}; "
+            f"cannot write {path} ({expected_bytes} bytes): {error.strerror or error}; "
             "free space or choose another place; what was there is unchanged"
         ) from error
     finally:
