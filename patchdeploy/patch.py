@@ -5,7 +5,8 @@ name, one variant per resolution, saved as ``patch.safetensors`` and ``patch_con
 
 Kinds (paper, section 2): ``scale_bias`` is gamma, beta and the statistics of every
 normalisation, and an explicit ``<conv>.patch_scale`` and ``<conv>.patch_bias`` for convolutions
-that have none; ``depthwise`` the depthwise kernels; ``head`` the last layer.
+that have none; ``statistics`` mu and sigma alone, with the base's gamma and beta (appendix B.1);
+``depthwise`` the depthwise kernels; ``head`` the last layer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from patchdeploy.errors import (
 )
 from patchdeploy.storage import write_atomic
 
-Kind = Literal["scale_bias", "depthwise", "head"]
+Kind = Literal["scale_bias", "statistics", "depthwise", "head"]
 Statistics = Literal["frozen", "reestimated", "batch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
@@ -52,7 +53,8 @@ class PatchConfig:
     """What a patch owns.
 
     Attributes:
-        kinds: any of "scale_bias", "depthwise", "head".
+        kinds: any of "scale_bias", "statistics" (which "scale_bias" includes), "depthwise",
+            "head".
         include, exclude: patterns (``fnmatch``) over module paths of convolutions and
             normalisations; the head is chosen by its kind alone.
         statistics: of the normalisations: "frozen" (the base's; best on little data),
@@ -84,6 +86,12 @@ class PatchConfig:
             raise ConfigError(
                 f"patch statistics {self.statistics!r}; they are {', '.join(STATISTICS)}; "
                 "choose one"
+            )
+
+        if "statistics" in self.kinds and self.statistics == "frozen":
+            raise ConfigError(
+                "patch kind 'statistics' with statistics 'frozen'; the patch would own the base's "
+                "as they are; choose reestimated or batch, or leave the kind out"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -152,11 +160,12 @@ def find_sites(base: Base, config: PatchConfig) -> PatchSites:
     left_out = {base.head_name, *base.unused}
     chosen = [path for path in paths if selected(path) and path not in left_out]
     scale_bias = "scale_bias" in config.kinds
+    own_norms = scale_bias or "statistics" in config.kinds
     return PatchSites(
         norms=tuple(
             p
             for p in chosen
-            if scale_bias and isinstance(modules[p], nn.BatchNorm2d) and modules[p].affine
+            if own_norms and isinstance(modules[p], nn.BatchNorm2d) and modules[p].affine
         ),
         explicit=tuple(p for p in chosen if scale_bias and p in base.norms and not base.norms[p]),
         depthwise=tuple(
@@ -178,7 +187,8 @@ def count_parameters(base: Base, config: PatchConfig, classes: int) -> dict[str,
     """
     sites = find_sites(base, config)
     modules = dict(base.module.named_modules())
-    scale_bias = sum(2 * modules[p].num_features for p in sites.norms)
+    statistics = sum(2 * modules[p].num_features for p in sites.norms)
+    scale_bias = statistics if "scale_bias" in config.kinds else 0
     scale_bias += sum(2 * modules[p].out_channels for p in sites.explicit)
     depthwise = sum(modules[p].weight.numel() for p in sites.depthwise)
     head = 0
@@ -188,7 +198,7 @@ def count_parameters(base: Base, config: PatchConfig, classes: int) -> dict[str,
         head = classes * per_class
     return {
         "scale_bias": scale_bias,
-        "statistics": sum(2 * modules[p].num_features for p in sites.norms),
+        "statistics": statistics,
         "depthwise": depthwise,
         "head": head,
         "trained": scale_bias + depthwise + head,

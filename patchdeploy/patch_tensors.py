@@ -52,7 +52,8 @@ def random_head(base: Base, classes: int, seed: int) -> dict[str, Tensor]:
 def trained_names(base: Base, config: PatchConfig) -> frozenset[str]:
     """Names of the tensors that gradients reach (statistics and an untrained head are not)."""
     sites = find_sites(base, config)
-    names = [f"{path}.{name}" for path in sites.norms for name in ("weight", "bias")]
+    norms = sites.norms if "scale_bias" in config.kinds else ()
+    names = [f"{path}.{name}" for path in norms for name in ("weight", "bias")]
     names += [f"{path}.{name}" for path in sites.explicit for name in ("patch_scale", "patch_bias")]
     names += [f"{path}.weight" for path in sites.depthwise]
     if sites.head is not None:

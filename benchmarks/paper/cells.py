@@ -1,0 +1,175 @@
+"""Cells of a table: each is one training run, kept as soon as it is done.
+
+In: a list of `Cell` and the function that measures one. Out: ``results/<experiment>.json``, where a
+cell that is there is not run again, so a table goes on where it was stopped. Cells run in processes
+of one thread each: networks this small lose more to waiting for a second thread than they gain.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from patchdeploy.measure import describe_device
+from patchdeploy.storage import write_atomic
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Record = dict[str, Any]
+_console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        row, column: where it stands in the table.
+        seed: of the images chosen, the head, the order.
+        settings: what the measuring function needs; plain JSON values.
+    """
+
+    row: str
+    column: str
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Its name in the results file; other settings make another cell."""
+        wanted = json.dumps(dict(self.settings), sort_keys=True)
+        return f"{self.row} | {self.column} | {self.seed} | {wanted}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over seeds, and how many there are."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    def percent(self) -> str:
+        """As a table shows it."""
+        if self.count == 0:
+            return "not run"
+        if self.count == 1:
+            return f"{100 * self.mean:.1f}"
+        return f"{100 * self.mean:.1f} ± {100 * self.deviation:.1f}"
+
+
+def results_path(experiment: str, quick: bool) -> Path:
+    """Where an experiment's cells are kept; quick ones are no results and stay out of the way."""
+    if quick:
+        return Path("out/paper") / f"{experiment}.quick.json"
+    return RESULTS / f"{experiment}.json"
+
+
+def run_cells(
+    experiment: str,
+    cells: Sequence[Cell],
+    measure: Callable[[Mapping[str, Any], int], Record],
+    *,
+    jobs: int,
+    quick: bool,
+) -> dict[str, Record]:
+    """Measure the cells that are missing; returns all records by key.
+
+    ``measure(settings, seed)`` runs in a process of its own and must be importable.
+    """
+    path = results_path(experiment, quick)
+    document = _read(path, experiment)
+    records: dict[str, Record] = document["cells"]
+    missing = [cell for cell in cells if cell.key not in records]
+    missing.sort(
+        key=lambda cell: cell.seed
+    )  # a run that is stopped has whole tables of fewer seeds
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, console=_console, disable=not _console.is_terminal) as progress,
+        ProcessPoolExecutor(jobs, mp_context=context) as pool,
+    ):
+        bar = progress.add_task(experiment, total=len(missing))
+        waiting = {pool.submit(_timed, measure, cell): cell for cell in missing}
+        for done in as_completed(waiting):
+            cell = waiting[done]
+            records[cell.key] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
+            records[cell.key] |= {"settings": dict(cell.settings), **done.result()}
+            document["device"] = describe_device()
+            write_atomic(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+            progress.update(bar, advance=1, description=f"{experiment}: {cell.row}, {cell.column}")
+            if not _console.is_terminal:
+                top1 = records[cell.key].get("test_top1")
+                shown = "" if top1 is None else f" {100 * top1:.1f} %"
+                print(f"{experiment}: {cell.row} | {cell.column} | {cell.seed}{shown}", flush=True)
+    return {cell.key: records[cell.key] for cell in cells}
+
+
+def _timed(measure: Callable[[Mapping[str, Any], int], Record], cell: Cell) -> Record:
+    import torch
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    record = measure(cell.settings, cell.seed)
+    return {**record, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _read(path: Path, experiment: str) -> dict[str, Any]:
+    if not path.exists():
+        return {"experiment": experiment, "cells": {}}
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Over seeds."""
+    if not values:
+        return Spread(0.0, 0.0, 0)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def by_place(records: Mapping[str, Record], figure: str) -> dict[tuple[str, str], Spread]:
+    """(row, column) -> spread of ``figure`` over seeds."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for record in records.values():
+        found.setdefault((record["row"], record["column"]), []).append(record[figure])
+    return {place: spread(values) for place, values in found.items()}
+
+
+def paired_gap(
+    records: Mapping[str, Record], higher: str, lower: str, figure: str = "test_top1"
+) -> Spread:
+    """Row ``higher`` minus row ``lower``, paired by column and seed."""
+    rows: dict[str, dict[tuple[str, int], float]] = {higher: {}, lower: {}}
+    for record in records.values():
+        if record["row"] in rows:
+            rows[record["row"]][(record["column"], record["seed"])] = record[figure]
+    both = sorted(rows[higher].keys() & rows[lower].keys())
+    return spread([rows[higher][place] - rows[lower][place] for place in both])
+
+
+def import_beside(name: str) -> Any:
+    """A module of this folder, also from a process that was started elsewhere."""
+    folder = str(Path(__file__).resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return __import__(name)

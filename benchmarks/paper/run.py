@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Regenerate tables and figures of the paper in small.
+
+    python benchmarks/paper/run.py table2            # one, three seeds
+    python benchmarks/paper/run.py all               # the whole set: about two hours on two cores
+    python benchmarks/paper/run.py all --quick       # that everything runs: no results
+
+A run that was stopped goes on where it was. Results are in benchmarks/paper/results, pictures in
+docs/paper; collect.py writes docs/paper.md from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from cells import run_cells
+from experiment import Experiment, markdown_table
+from shared_tables import EXPERIMENTS as SHARED
+from shared_tables import unpack
+from transfer_tables import EXPERIMENTS as TRANSFER
+
+EXPERIMENTS: dict[str, Experiment] = {
+    one.name: one
+    for one in sorted((*TRANSFER, *SHARED), key=lambda one: (one.name != "fig9", one.name))
+}
+PICTURES = Path("docs/paper")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="what to run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--quick", action="store_true", help="tiny runs that show no result")
+    arguments = parser.parse_args()
+    names = list(EXPERIMENTS) if "all" in arguments.names else arguments.names
+    for name in names:
+        start = time.perf_counter()
+        run_experiment(EXPERIMENTS[name], arguments.seeds, arguments.jobs, arguments.quick)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def run_experiment(experiment: Experiment, seeds: int, jobs: int, quick: bool) -> None:
+    """Measure what is missing, print the table and the claims, draw the picture."""
+    cells = experiment.cells(quick, 1 if quick else seeds)
+    records = run_cells(experiment.name, cells, experiment.measure, jobs=jobs, quick=quick)
+    print(f"\n{experiment.title}\n\n{show(experiment, records, cells)}\n")
+    for claim in experiment.claims(records):
+        print(claim.markdown())
+    folder = Path("out/paper") if quick else PICTURES
+    experiment.draw(records, folder / f"{experiment.name}.png")
+
+
+def show(experiment: Experiment, records: dict, cells: list) -> str:
+    """The table in Markdown; a run that measured several columns is unpacked first."""
+    from cells import Cell
+
+    if any("top1" in record for record in records.values()):
+        records = unpack(records)
+        cells = [Cell(one["row"], one["column"], one["seed"]) for one in records.values()]
+    return markdown_table(records, cells, "test_top1")
+
+
+if __name__ == "__main__":
+    main()

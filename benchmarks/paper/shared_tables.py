@@ -1,0 +1,214 @@
+"""Networks that tasks or resolutions share, in small: Table 4 and Table 5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cells import Cell, Record, paired_gap
+from experiment import Claim, Experiment, Records, draw_bars
+from networks import open_network
+from transfer_cell import draw
+
+from patchdeploy.data import load_packaged
+from patchdeploy.patch import PatchConfig
+from patchdeploy.patched_model import PatchedModel
+from patchdeploy.training import (
+    ResolutionsConfig,
+    TaskImages,
+    TrainConfig,
+    evaluate,
+    train_baseline,
+    train_resolutions,
+    train_tasks,
+)
+
+TASKS = ("fashion", "digits")
+SEPARATE = "independently trained"
+TABLE4_ROWS = {"S/B patch + last layer": ("scale_bias", "head"), "last layer": ("head",)}
+SIDES = (96, 80, 64, 48, 32)
+
+
+def measure_tasks(settings: Mapping[str, Any], seed: int) -> Record:
+    """Settings: kinds (or "separate"), images, tests, px, epochs, batch. Random start."""
+    base = open_network("random", seed, settings["px"])
+    px = settings["px"]
+    parts = {name: load_packaged(name) for name in settings["tasks"]}
+    trains = {name: draw(one[0], settings["images"], seed) for name, one in parts.items()}
+    tests = {name: draw(one[1], settings["tests"], 0) for name, one in parts.items()}
+    config = TrainConfig(
+        epochs=settings["epochs"], batch_size=settings["batch"], seed=seed, augment="shift"
+    )
+    top1, total = {}, 0
+    if settings["kinds"] == "separate":
+        for name, train in trains.items():
+            result = train_baseline(
+                base, train, "all", config, resolution=px, statistics="batch", quiet=True
+            )
+            top1[name] = evaluate(result.module, tests[name], px, base)[0]
+            total += result.parameters
+    else:
+        own = PatchConfig(tuple(settings["kinds"]), statistics="batch", head_seed=seed)
+        tasks = [TaskImages(train, name=name, resolution=px) for name, train in trains.items()]
+        joint = train_tasks(base, tasks, config, own, quiet=True)
+        for name, patch in joint.patches.items():
+            model = PatchedModel(joint.base)
+            model.load_patch(patch)
+            top1[name] = evaluate(model, tests[name], px, joint.base)[0]
+        total = count_together(base, own, [len(one.classes) for one in trains.values()])
+    return {"top1": {k: round(v, 5) for k, v in top1.items()}, "parameters": total}
+
+
+def count_together(base: Any, own: PatchConfig, classes: list[int]) -> int:
+    """Parameters of a network that tasks share and of all their patches."""
+    from patchdeploy.patch_counts import count_family
+
+    return count_family(base, own, classes).together()
+
+
+def table4_cells(quick: bool, seeds: int) -> list[Cell]:
+    """Each run trains both tasks, so a cell holds both columns."""
+    common: dict[str, Any] = {"tasks": list(TASKS), "px": 32, "batch": 32}
+    common |= {"images": 160, "tests": 200, "epochs": 2} if quick else {}
+    common |= {} if quick else {"images": 3000, "tests": 1500, "epochs": 12}
+    rows: dict[str, Any] = {row: list(kinds) for row, kinds in TABLE4_ROWS.items()}
+    rows[SEPARATE] = "separate"
+    return [
+        Cell(row, "both", seed, {**common, "kinds": kinds})
+        for row, kinds in rows.items()
+        for seed in range(seeds)
+    ]
+
+
+def unpack(records: Records) -> dict[str, Record]:
+    """A record for each column of a run that measured several."""
+    single = {}
+    for key, record in records.items():
+        for column, top1 in record["top1"].items():
+            single[f"{key} | {column}"] = {**record, "column": column, "test_top1": top1}
+    return single
+
+
+def table4_claims(records: Records) -> list[Claim]:
+    """Section 5.3."""
+    shown = unpack(records)
+    patch, head = TABLE4_ROWS
+    return [
+        Claim("A patch for each task beats sharing all but the last layer",
+              paired_gap(shown, patch, head)),
+        Claim("... and is as good as separate networks (gap to them)",
+              paired_gap(shown, patch, SEPARATE)),
+    ]  # fmt: skip
+
+
+def _bars(records: Records, path: Path) -> None:
+    shown = unpack(records)
+    draw_bars(shown, [Cell(one["row"], one["column"], one["seed"]) for one in shown.values()], path)
+
+
+TABLE4 = Experiment(
+    name="table4",
+    title="Table 4: two tasks over one network, all weights learned",
+    setup=(
+        "MobileNetV2 0.5 from random weights at 32 px, 3,000 training images of each of two tasks, "
+        "twelve epochs; every run has the same images, epochs and batch."
+    ),
+    paper="""| | S/B patch + last layer | last layer | independently trained |
+|---|---|---|---|
+| ImageNet | 70.2 | 64.4 | 71.8 |
+| Places365 | 54.3 | 51.4 | 54.2 |
+| parameters | 3.97M | 3.93M | 6.05M |""",
+    cells=table4_cells,
+    measure=measure_tasks,
+    claims=table4_claims,
+    draw=_bars,
+)
+
+TABLE5_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "S/B patch, ensemble (ours)": {"teach": "ensemble"},
+    "S/B patch, summed losses": {"teach": "none"},
+    "all shared": {"teach": "none", "private": False},
+    SEPARATE: {},
+}
+
+
+def measure_sides(settings: Mapping[str, Any], seed: int) -> Record:
+    """Settings: row (of TABLE5_ROWS), sides, dataset, images, tests, epochs, batch."""
+    sides = settings["sides"]
+    base = open_network("random", seed, max(sides))
+    train, test = load_packaged(settings["dataset"])
+    train, test = draw(train, settings["images"], seed), draw(test, settings["tests"], 0)
+    config = TrainConfig(
+        epochs=settings["epochs"], batch_size=settings["batch"], seed=seed, augment="shift"
+    )
+    top1, total = {}, 0
+    if settings["row"] == SEPARATE:
+        for px in sides:
+            result = train_baseline(
+                base, train, "all", config, resolution=px, statistics="batch", quiet=True
+            )
+            top1[f"{px} px"] = evaluate(result.module, test, px, base)[0]
+            total += result.parameters
+    else:
+        how = ResolutionsConfig(**TABLE5_ROWS[settings["row"]])
+        joint = train_resolutions(base, train, sides, config, how, quiet=True)
+        model = PatchedModel(joint.base)
+        model.load_patch(joint.patch)
+        for px in sides:
+            model.set_active_task(joint.patch.task, px)
+            top1[f"{px} px"] = evaluate(model, test, px, joint.base)[0]
+        kinds: Any = ("scale_bias",) if how.private else ()
+        total = count_together(base, PatchConfig(kinds), [len(train.classes)] * len(sides))
+    return {"top1": {k: round(v, 5) for k, v in top1.items()}, "parameters": total}
+
+
+def table5_cells(quick: bool, seeds: int) -> list[Cell]:
+    """Each run has all resolutions, so a cell holds all columns."""
+    common: dict[str, Any] = {"dataset": "surfaces", "batch": 32, "sides": list(SIDES)}
+    if quick:
+        common |= {"images": 120, "tests": 100, "epochs": 2, "sides": [48, 32]}
+    else:
+        common |= {"images": 1500, "tests": 500, "epochs": 10}
+    return [
+        Cell(row, "all", seed, {**common, "row": row})
+        for row in TABLE5_ROWS
+        for seed in range(seeds)
+    ]
+
+
+def table5_claims(records: Records) -> list[Claim]:
+    """Section 5.4, and RS-Nets against its baseline."""
+    shown = unpack(records)
+    ensemble, summed, shared, separate = TABLE5_ROWS
+    return [
+        Claim("Scales and biases of its own at each resolution beat sharing all",
+              paired_gap(shown, summed, shared)),
+        Claim("... and are as good as separate networks or better (gap to them)",
+              paired_gap(shown, summed, separate)),
+        Claim("(RS-Nets) Ensemble distillation beats the plain sum of losses",
+              paired_gap(shown, ensemble, summed)),
+    ]  # fmt: skip
+
+
+TABLE5 = Experiment(
+    name="table5",
+    title="Table 5: one network at five resolutions",
+    setup=(
+        "MobileNetV2 0.5 from random weights, crops of photographs (64 to 96 px) at five sides, "
+        "1,500 training images, ten epochs; every run has the same images, epochs and batch."
+    ),
+    paper="""| px | S/B patch | all shared | independently trained |
+|---|---|---|---|
+| 96 | 60.3 | 52.6 | 60.3 |
+| 128 | 66.3 | 62.4 | 65.3 |
+| 160 | 69.5 | 67.2 | 68.8 |
+| 192 | 71 | 69.4 | 70.7 |
+| 224 | 71.8 | 70.6 | 71.8 |
+| parameters | 3.7M | 3.5M | 17.7M |""",
+    cells=table5_cells,
+    measure=measure_sides,
+    claims=table5_claims,
+    draw=_bars,
+)
+EXPERIMENTS = (TABLE4, TABLE5)
