@@ -325,11 +325,37 @@ def describe(results: Mapping[str, Any]) -> str:
             values = results["embedding"][f"{name} {label}"]
             texts.append(f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}")
         lines.append(f"| {label} | " + " | ".join(texts) + " |")
+    lines += ["", "| the paper says | found |", "|---|---|", *judge(results["dimensions"])]
     names = ("toy_2d_m2", "toy_2d_m4", "toy_2d_m8", "toy_2d_embedding")
     figures = ("Figure 4", "Figure 5", "Figure 6", "Figure 7")
     for name, title in zip(names, figures, strict=True):
         lines += ["", f"![{title}](paper/{name}.png)"]
     return "\n".join(lines) + "\n"
+
+
+def judge(dimensions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the paper says of Fig. 4 to 6, beside the gap in points that decides it: a gap is there
+    where its mean over seeds is above its standard deviation.
+    """
+    patch, last, both = "(C) biases, scales", "(E) logits", "(D) logits, biases, scales"
+    rows = []
+    for one in dimensions:
+        gaps = 100 * (np.array(one[f"pretrained {patch}"]) - np.array(one[f"pretrained {last}"]))
+        expected = one["embedding"] < 8
+        claim = "is not enough" if expected else "eventually is acceptable"
+        holds = (gaps.mean() > gaps.std(ddof=1)) == expected
+        rows.append(
+            f"| m = {one['embedding']}: training logits alone {claim} | "
+            f"{'yes' if holds else 'no'}: biases and scales are {gaps.mean():+.1f} ± "
+            f"{gaps.std(ddof=1):.1f} better |"
+        )
+    for one in dimensions:
+        gaps = 100 * (np.array(one[f"random {both}"]) - np.array(one["random (d) all"]))
+        rows.append(
+            f"| m = {one['embedding']}, from random: biases, scales and logits together do best | "
+            f"{gaps.mean():+.1f} ± {gaps.std(ddof=1):.1f} against training everything |"
+        )
+    return rows
 
 
 def main() -> None:
@@ -341,9 +367,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few steps: no result")
+    parser.add_argument("--page-only", action="store_true", help="rewrite the page's fragment")
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("--seeds must be 2 or more: the page shows a spread")
+    if arguments.page_only:
+        kept = json.loads((arguments.results / "toy_2d.json").read_text())
+        write_atomic(arguments.out / "toy_2d.md", describe(kept).encode())
+        return
     torch.set_num_threads(1)
     steps = 60 if arguments.quick else 2000
     dimensions = []
