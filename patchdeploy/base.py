@@ -1,7 +1,7 @@
 """A frozen network that patches are trained over: module, preprocessing, content hash.
 
-In: a torchvision name, a checkpoint, any nn.Module, a Keras MobileNetV2 file, or the embedded
-base. Out: a `Base` that never changes: evaluation mode, no gradients, and the signs of the
+In: a torchvision name, a checkpoint, any nn.Module, a detector, a Keras MobileNetV2 file, or the
+embedded base. Out: a `Base` that never changes: evaluation mode, no gradients, and the signs of the
 normalisation scales made positive once, so that quantised rows serve every task as they are.
 """
 
@@ -25,7 +25,7 @@ from patchdeploy.base_layers import (
     make_scales_positive,
     trace_layers,
 )
-from patchdeploy.data import ASSETS, Preprocessing
+from patchdeploy.data import ASSETS, ImageDataset, Preprocessing
 from patchdeploy.errors import BaseError, CheckpointError, NonFiniteError
 
 EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
@@ -108,32 +108,15 @@ class Base:
         """A torchvision classifier by name, with the weights of its enum or random ones.
 
         Args:
-            weights: None (random, from ``seed``), "DEFAULT", or a name of the model's enum such
-                as "IMAGENET1K_V2"; torchvision downloads them and checks their hash.
+            weights: None (random, from ``seed``; see `with_statistics_of`), "DEFAULT", or a name
+                of the model's enum such as "IMAGENET1K_V2"; torchvision downloads them and checks
+                their hash.
             arguments: for the model function, for instance ``width_mult`` or ``num_classes``.
 
         Raises:
             BaseError: an unknown name, or the weights cannot be downloaded.
         """
-        import torchvision
-
-        try:
-            enum = torchvision.models.get_model_weights(name) if weights else None
-            chosen = enum[weights] if weights and enum is not None else None
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                module = torchvision.models.get_model(name, weights=chosen, **arguments)
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise BaseError(
-                f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
-                "torchvision.models.list_models() and the model's weights enum"
-            ) from error
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise BaseError(
-                f"weights {weights!r} of {name!r} cannot be downloaded or read ({error}); they "
-                f"come from the network or from torch's cache, {torch.hub.get_dir()}/checkpoints; "
-                "put the whole file there, or use from_checkpoint"
-            ) from error
+        module, chosen = build_torchvision(name, weights, seed, arguments)
         for path, layer in list(module.named_children()):
             if path.lower().startswith("aux") and isinstance(layer, nn.Module):
                 setattr(module, path, None)  # a second classifier that only training runs
@@ -161,11 +144,75 @@ class Base:
             CheckpointError: not readable, or names and shapes that do not fit.
             NonFiniteError: NaN or infinity in it.
         """
-        state = read_state(Path(path))
-        filled = copy.deepcopy(module)
-        _check_fit(filled.state_dict(), state, Path(path))
-        filled.load_state_dict(state, strict=False)  # names are checked
+        filled = fill_module(module, Path(path))
         return cls.from_module(filled, preprocessing, name or type(module).__name__)
+
+    @classmethod
+    def from_detector(
+        cls,
+        detector: nn.Module | str,
+        weights: str | None = None,
+        *,
+        checkpoint: Path | str | None = None,
+        classes: int = 1000,
+        seed: int = 0,
+        preprocessing: Preprocessing | None = None,
+        name: str | None = None,
+        **arguments: Any,
+    ) -> Base:
+        """An SSD's feature extractor with a new linear layer (paper, 5.2); the detector stays as
+        it is. See `patchdeploy.base_detector`.
+
+        Args:
+            detector: a torchvision SSD, or the name of one such as "ssdlite320_mobilenet_v3_large".
+            weights: for a name: "DEFAULT" or "COCO_V1", which torchvision downloads.
+            checkpoint: a state dict of the whole detector, .safetensors or .pt.
+            classes: rows of the new layer; every patch brings a head of its own.
+            seed: of the new layer, and of a named detector without weights.
+            preprocessing: by default what the detector's own transform does.
+            arguments: for torchvision's model function.
+
+        Raises:
+            BaseError: no such detector, or no feature extractor that is known in it.
+            CheckpointError: the checkpoint does not fit.
+        """
+        from patchdeploy.base_detector import classifier_of, preprocessing_of
+
+        if isinstance(detector, str):
+            label = name or f"torchvision/{detector}/features"
+            fixed = {"weights_backbone": None, **arguments}  # by default ImageNet's, a download
+            source, _ = build_torchvision(detector, weights, seed, fixed)
+        elif weights or arguments:
+            given = ", ".join([*(["weights"] if weights else []), *arguments])
+            raise BaseError(
+                f"{given} for a detector that is a module; they are for torchvision's names; load "
+                "them into the module, or give checkpoint"
+            )
+        else:
+            source, label = detector, name or f"{type(detector).__name__}/features"
+        if checkpoint is not None:
+            source = fill_module(source, Path(checkpoint))
+        settings = preprocessing or preprocessing_of(source, label)
+        module = classifier_of(source, classes, settings.input_size, seed, label)
+        return cls.from_module(module, settings, label)
+
+    def with_statistics_of(self, images: ImageDataset, limit: int = 512) -> Base:
+        """A base of the same weights with mu and var measured on up to ``limit`` images.
+
+        For random weights (paper, 5.1): without it their signals vanish, and neither a last layer
+        nor a patch with frozen statistics learns. A patch with ``statistics="reestimated"`` learns
+        without it, as it measures its own.
+
+        Raises:
+            DataError: fewer than 2 images.
+        """
+        from patchdeploy.base_statistics import measure_statistics
+
+        count = min(limit, len(images))
+        chosen = images.subset([k * len(images) // count for k in range(count)])
+        pixels = chosen.at(self.preprocessing.input_size, self.preprocessing)
+        module = measure_statistics(self.module, self.preprocessing, pixels)
+        return Base.from_module(module, self.preprocessing, self.name, self.head_name)
 
     @classmethod
     def embedded(cls) -> Base:
@@ -223,6 +270,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def fill_module(module: nn.Module, path: Path) -> nn.Module:
+    """A copy of ``module`` with the state dict in ``path``.
+
+    Raises:
+        CheckpointError: not readable, or names and shapes that do not fit.
+    """
+    state = read_state(path)
+    filled = copy.deepcopy(module)
+    _check_fit(filled.state_dict(), state, path)
+    filled.load_state_dict(state, strict=False)  # names are checked
+    return filled
+
+
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raise unless every value is finite.
 
@@ -236,6 +296,35 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
                 f"{name}: tensor {key!r} has {count} values that are NaN or infinite; all must be "
                 "finite; use an earlier checkpoint"
             )
+
+
+def build_torchvision(
+    name: str, weights: str | None, seed: int, arguments: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """torchvision's network and the member of its weights enum, or None for random weights.
+
+    Raises:
+        BaseError: an unknown name, or the weights cannot be downloaded.
+    """
+    import torchvision
+
+    try:
+        enum = torchvision.models.get_model_weights(name) if weights else None
+        chosen = enum[weights] if weights and enum is not None else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torchvision.models.get_model(name, weights=chosen, **arguments), chosen
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise BaseError(
+            f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
+            "torchvision.models.list_models() and the model's weights enum"
+        ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise BaseError(
+            f"weights {weights!r} of {name!r} cannot be downloaded or read ({error}); they "
+            f"come from the network or from torch's cache, {torch.hub.get_dir()}/checkpoints; "
+            "put the whole file there, or use from_checkpoint"
+        ) from error
 
 
 def _torchvision_preprocessing(name: str, weights: Any) -> Preprocessing:

@@ -129,22 +129,32 @@ def _entry(data: bytes, *, ships: bool) -> FileEntry:
 
 def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write all files beside ``path`` and rename the folder into place."""
+    with staged_folder(path) as place:
+        place.mkdir()
+        for name, data in files.items():
+            write_atomic(place / name, data)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` that takes its name at the end, or is gone with all it holds.
+
+    Raises:
+        StorageError: the disk is full or not writable; nothing was written.
+    """
     staging: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        for name, data in files.items():
-            write_atomic(staging / name, data)
-        staging.chmod(0o755)
-        staging.replace(path)
-        staging = None
+        yield staging / "bundle"
+        (staging / "bundle").replace(path)
     except OSError as error:
-        if isinstance(error, StorageError):
-            raise
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        reason = getattr(cause, "strerror", None) or error
         raise StorageError(
-            f"cannot write bundle {path}: {error.strerror or error}; free space or choose "
-            "another place; nothing was written"
-        ) from error
+            f"cannot write bundle {path}: {reason}; free space or choose another place; nothing "
+            "was written"
+        ) from cause
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)

@@ -23,7 +23,6 @@ from patchdeploy.cli_options import (
     JsonOption,
     RuntimeOption,
     ThreadsOption,
-    check_writable,
     errors_console,
     parse_integers,
     parse_words,
@@ -38,10 +37,8 @@ from patchdeploy.cli_tables import (
     size_tables,
     verify_table,
 )
-from patchdeploy.errors import (
-    ConfigError,
-    DataError,
-)
+from patchdeploy.cli_train import TRAIN_FORMS, new_config, train
+from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.named import (
     is_packaged,
     open_base,
@@ -91,74 +88,8 @@ def demo(
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
-@app.command(epilog=FORMS)
-def train(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Training images; forms below.")],
-    out: Annotated[Path, typer.Option(help="Folder for the patch.")],
-    task: Annotated[str, typer.Option(help="Task name: a-z, 0-9, - and _.")],
-    base: BaseOption = "embedded",
-    kinds: Annotated[
-        str, typer.Option(help="What the patch owns: scale_bias, depthwise, head.")
-    ] = "scale_bias,head",
-    resolutions: Annotated[str, typer.Option(help="Square sides in pixels.")] = "64",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes for each resolution.")] = 8,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Default: what suits the kinds.")
-    ] = None,
-    recipe: Annotated[str, typer.Option(help="modern or paper.")] = "modern",
-    seed: Annotated[int, typer.Option(help="Order of the images.")] = 0,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Metrics and checkpoints; lets a killed run resume.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --run-dir.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train one task's patch over a frozen base."""
-    from patchdeploy.patchfile import check_classes
-
-    if resume and run_dir is None:
-        raise ConfigError(
-            "--resume without --run-dir; the checkpoint lies in the run's folder; name it"
-        )
-    check_writable(out)
-    sides = parse_integers(resolutions, "--resolutions", "32,48,64")
-    dataset = open_images(images)
-    check_classes(task, dataset.classes, len(dataset.classes))
-
-    from patchdeploy.patch import PatchConfig  # torch, which takes seconds
-    from patchdeploy.training import TrainConfig, train_patch
-
-    config = TrainConfig.from_json(
-        {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "recipe": recipe,
-            "seed": seed,
-        }
-    )
-    patch_config = PatchConfig.from_json({"kinds": parse_words(kinds)})
-    patch = train_patch(
-        open_base(base),
-        dataset,
-        config,
-        patch_config,
-        resolutions=sides,
-        task=task,
-        run_dir=run_dir,
-        resume=resume,
-    )
-    patch.save_pretrained(out)
-    document = {"task": task, "out": str(out), "metrics": patch.metrics}
-    rows = [
-        [f"validation top-1 at {px} px", f"{100 * top1:.1f} %"]
-        for px, top1 in patch.metrics["validation_top1"].items()
-    ]
-    rows.append(["training images", f"{patch.metrics['training_images']:,}"])
-    emit(as_json, document, make_table(f"Patch {task} in {out}", ["", ""], rows))
+app.command(epilog=TRAIN_FORMS)(train)
+app.command("new-config")(new_config)
 
 
 @app.command(epilog=FORMS)

@@ -1,7 +1,7 @@
 """How a command ends: exit codes, and an error as one message in place of a traceback.
 
 0 done, 1 a check failed (verify), 2 bad input or usage, 3 an optional package is missing, 4 the
-disk is full or not writable, 70 a defect of ours, 130 interrupted.
+disk is full or not writable, 5 training cannot go on, 70 a defect of ours, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Callable
 from rich.markup import escape
 
 from patchdeploy.cli_options import errors_console
-from patchdeploy.errors import MissingExtraError, PatchdeployError, StorageError
+from patchdeploy.errors import MissingExtraError, PatchdeployError, StorageError, TrainingError
 
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_MISSING_EXTRA = 3
 EXIT_STORAGE = 4
+EXIT_TRAINING = 5
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 
@@ -38,6 +39,11 @@ EXTRAS = {
 }
 """The extra that brings a package, by the name it is imported under."""
 
+
+class RunInterruptedError(Exception):
+    """Ctrl-C, where there is more to say than `_INTERRUPTED`; an empty text says nothing."""
+
+
 _INTERRUPTED = "interrupted; files that were finished are whole, nothing is half written"
 
 
@@ -51,10 +57,16 @@ def run_app(app: Callable[[], object]) -> None:
         raise
     except KeyboardInterrupt:
         _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    except RunInterruptedError as ended:
+        if str(ended):
+            _fail(ended, EXIT_INTERRUPTED)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except MissingExtraError as error:
         _fail(error, EXIT_MISSING_EXTRA)
     except StorageError as error:
         _fail(error, EXIT_STORAGE)
+    except TrainingError as error:
+        _fail(error, EXIT_TRAINING)
     except PatchdeployError as error:
         _fail(error, EXIT_BAD_INPUT)
     except Exception as error:

@@ -5,7 +5,6 @@ In: text that a person typed. Out: values, or a ConfigError that says how to wri
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from patchdeploy.errors import ConfigError, StorageError
+from patchdeploy.errors import ConfigError
 
 errors_console = Console(stderr=True)
 
 BASE_FORMS = (
     "BASE is embedded (the one that ships), torchvision:NAME (random weights), "
-    "torchvision:NAME@WEIGHTS, keras:FILE.h5 (a MobileNetV2) or checkpoint:NAME:FILE; NAME is a "
-    "torchvision architecture."
+    "torchvision:NAME@WEIGHTS, keras:FILE.h5 (a MobileNetV2), checkpoint:NAME:FILE or "
+    "trained:FOLDER (a network that a run has left); NAME is a torchvision architecture."
 )
 IMAGE_FORMS = (
     "IMAGES is a folder with a folder per class, or packaged:NAME:train or packaged:NAME:test, "
@@ -71,17 +70,3 @@ def show_progress(title: str) -> Iterator[Callable[[str], None]]:
         return
     with errors_console.status(escape(title)) as status:
         yield lambda detail: status.update(escape(f"{title}: {detail}"))
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse before training what would be found out after it.
-
-    Raises:
-        StorageError: ``folder`` cannot be written.
-    """
-    present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not present.is_dir() or not os.access(present, os.W_OK):
-        raise StorageError(
-            f"cannot write to {folder}: {present} is not a folder that may be written; choose "
-            "another place; nothing was changed"
-        )

@@ -7,16 +7,20 @@ runs without.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from patchdeploy.base import Base
-from patchdeploy.bundle import Bundle, add_task, check_request, create_bundle, open_bundle
+from patchdeploy.bundle import (
+    Bundle,
+    add_task,
+    check_request,
+    create_bundle,
+    open_bundle,
+    staged_folder,
+)
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import (
@@ -24,7 +28,6 @@ from patchdeploy.errors import (
     ConfigError,
     EmptyCalibrationError,
     HeadCapacityError,
-    StorageError,
     UnknownResolutionError,
     WrongBaseError,
 )
@@ -34,7 +37,9 @@ from patchdeploy.lower import lower_base
 from patchdeploy.patch import Patch
 from patchdeploy.patchfile import PatchFile
 from patchdeploy.quantize.base import quantize_base
-from patchdeploy.quantize.calibrate import RangeMethod, calibrate
+from patchdeploy.quantize.calibrate import CalibrationConfig as CalibrationConfig
+from patchdeploy.quantize.calibrate import calibrate
+from patchdeploy.quantize.calibrate import spread as spread
 from patchdeploy.quantize.model import QuantizedBase, flatten_variant
 from patchdeploy.quantize.variant import quantize_variant
 from patchdeploy.reference import reference_sha256
@@ -43,21 +48,6 @@ from patchdeploy.storage import write_atomic
 FORMATS = ("tflite", "onnx")
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """How activation ranges are found.
-
-    Attributes:
-        images: at most so many of the task's training images, one forward pass each.
-        method: "minmax", "percentile" or "mse".
-        correct_bias: shift each bias by the mean error that weight rounding makes.
-    """
-
-    images: int = 256
-    method: RangeMethod = "minmax"
-    correct_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,14 +178,6 @@ def check_patch(
         )
 
 
-def spread(dataset: ImageDataset, count: int) -> ImageDataset:
-    """At most ``count`` images, evenly spaced: a set sorted by class keeps all its classes."""
-    total = len(dataset)
-    if total <= count:
-        return dataset
-    return dataset.subset([k * total // count for k in range(count)])
-
-
 def common_resolutions(patches: Sequence[Patch]) -> tuple[int, ...]:
     """The resolutions that every patch has, ascending.
 
@@ -255,7 +237,7 @@ def export_bundle(
         exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config, progress)
         for patch in patches
     ]
-    with _staged(Path(path)) as place:
+    with staged_folder(Path(path)) as place:
         bundle = create_bundle(
             place,
             exporter.quantized,
@@ -276,27 +258,6 @@ def _check_names(tasks: Sequence[str]) -> None:
             f"task {twice[0]!r} is there {tasks.count(twice[0])} times; a name stands for one "
             "task of a bundle; train one of them under another name"
         )
-
-
-@contextmanager
-def _staged(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` that takes its name at the end, or is gone with all it holds."""
-    staging: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        yield staging / "bundle"
-        (staging / "bundle").replace(path)
-    except OSError as error:
-        cause = error.__cause__ if isinstance(error, StorageError) else error
-        reason = getattr(cause, "strerror", None) or error
-        raise StorageError(
-            f"cannot write bundle {path}: {reason}; free space or choose another place; nothing "
-            "was written"
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def export_patch(

@@ -255,16 +255,25 @@ def _input_channels(conv: Conv2d, rows: int) -> NDArray[np.int64]:
 
 def _fold_input(graph: Graph, conv: Conv2d, folded: FoldedConv) -> FoldedConv:
     """Merge pixel scaling, mean, std and channel order into the first convolution."""
-    mean, std = _pixel_statistics(graph.preprocessing)
+    _, std = _pixel_statistics(graph.preprocessing)
     kernel = folded.weight.astype(np.float64)
     if graph.preprocessing.channel_order != "RGB":
         assert conv.groups == 1  # lower_passes.isolate_input
         kernel = kernel[..., ::-1]
     channel = _input_channels(conv, folded.scale.size)
     weight = (kernel / (255.0 * std)[channel][:, None, None, :]).astype(np.float32)
-    shift = (255.0 * mean - input_offset(graph.preprocessing))[channel]
-    correction = np.einsum("ohwi,oi->o", weight.astype(np.float64), shift)
+    correction = input_correction(graph, conv, weight)
     return replace(folded, weight=weight, bias=folded.bias - folded.scale * correction)
+
+
+def input_correction(graph: Graph, conv: Conv2d, weight: NDArray[np.float32]) -> Float64Array:
+    """sum over taps and i of W'[o, i] d[i], float64 [O]: what the bias of the convolution that
+    reads the image loses per unit of scale. ``weight`` is W', float32 [O, kh, kw, I/groups].
+    """
+    mean, _ = _pixel_statistics(graph.preprocessing)
+    channel = _input_channels(conv, len(weight))
+    shift = (255.0 * mean - input_offset(graph.preprocessing))[channel]
+    return np.asarray(np.einsum("ohwi,oi->o", weight.astype(np.float64), shift), np.float64)
 
 
 def _keep_rows(folded: FoldedConv, rows: int) -> FoldedConv:

@@ -1,7 +1,8 @@
 """What a name on the command line stands for: a base network, a set of images.
 
 Bases: ``embedded``; ``torchvision:NAME`` (random weights) or ``torchvision:NAME@WEIGHTS``;
-``keras:FILE.h5``; ``checkpoint:NAME:FILE`` (torchvision architecture NAME, weights from FILE).
+``keras:FILE.h5``; ``checkpoint:NAME:FILE`` (torchvision architecture NAME, weights from FILE);
+``trained:FOLDER`` (a network that a training run has left).
 Images: a folder with one folder per class, or ``packaged:NAME:train`` and ``packaged:NAME:test``.
 Where labels do not matter (calibration) any folder of images does.
 """
@@ -17,6 +18,7 @@ from patchdeploy.data import (
     IMAGE_SUFFIXES,
     ImageDataset,
     ImageFiles,
+    LoadConfig,
     load_image_folder,
     load_packaged,
 )
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from patchdeploy.base import Base
 
 BASE_HELP = (
-    "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5 or checkpoint:NAME:FILE "
-    "(NAME is a torchvision architecture)"
+    "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5, checkpoint:NAME:FILE or "
+    "trained:FOLDER (NAME is a torchvision architecture)"
 )
 _PACKAGED = "packaged:"
 
@@ -58,18 +60,25 @@ def open_base(name: str) -> Base:
         architecture, _, file = rest.partition(":")
         initial = Base.from_torchvision(architecture, weights=None)
         return Base.from_checkpoint(Path(file), initial.module, initial.preprocessing)
+    if kind == "trained" and rest:
+        from patchdeploy.named_trained import open_network
+
+        return open_network(Path(rest), open_base)
     raise ConfigError(f"base {name!r} is none of the forms {BASE_HELP}; correct it")
 
 
-def open_images(name: str) -> ImageDataset:
+def open_images(name: str, load: LoadConfig | None = None) -> ImageDataset:
     """The labelled images that ``name`` stands for.
+
+    Args:
+        load: how files are read; packaged images have none.
 
     Raises:
         ConfigError: ``packaged:`` without a set and a part.
         DataError: no such folder or packaged set.
     """
     if not is_packaged(name):
-        return load_image_folder(Path(name))
+        return load_image_folder(Path(name), load)
     packaged, _, part = name.removeprefix(_PACKAGED).partition(":")
     if part not in ("train", "test"):
         raise ConfigError(

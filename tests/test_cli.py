@@ -1,70 +1,22 @@
 """The installed command, as a person types it: what it prints, and how it ends."""
 
-import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
-import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_cases import answer, call, here, refused, write_folder, write_run
 from PIL import Image
 
-from patchdeploy.cli import main
 from patchdeploy.data import load_packaged
 
-COMMAND = str(Path(sysconfig.get_path("scripts")) / "patchdeploy")
-COMMANDS = ("demo", "train", "export", "add", "inspect", "verify", "run", "evaluate", "bench")
-
-
-def call(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **environment},
-        check=False,
-    )
-
-
-def here(*arguments):
-    """What `call` does, in this process: starting another one and torch in it takes seconds."""
-    out, errors = io.StringIO(), io.StringIO()
-    argv = sys.argv
-    sys.argv = ["patchdeploy", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(errors):
-            main()
-    except SystemExit as ended:
-        return subprocess.CompletedProcess(arguments, ended.code, out.getvalue(), errors.getvalue())
-    finally:
-        sys.argv = argv
-    raise AssertionError("a command always ends by an exit code")
-
-
-def answer(*arguments, by=here):
-    """The JSON that a command prints; it must have ended well."""
-    done = by(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def write_folder(root, name, per_class, classes=None):
-    """A folder per class of real images, from a packaged set."""
-    train, _ = load_packaged(name)
-    for label, title in enumerate(train.classes[:classes]):
-        folder = root / title.replace("/", "_")
-        folder.mkdir(parents=True)
-        for index in np.flatnonzero(train.labels == label)[:per_class]:
-            Image.fromarray(np.asarray(train.images[index])).save(folder / f"{index}.png")
-    return root
+COMMANDS = (
+    "demo", "train", "new-config", "export", "add", "inspect", "verify", "run", "evaluate", "bench",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +26,10 @@ def place(tmp_path_factory):
     write_folder(root / "faces", "faces", 12)
     write_folder(root / "garments", "fashion", 8, classes=3)
     for task, by in (("faces", call), ("garments", here)):
-        found = answer(
-            "train", root / task, "--task", task, "--out", root / "patches" / task,
-            "--resolutions", "32", "--epochs", "1", "--batch-size", "8", by=by,
-        )  # fmt: skip
-        assert 0 <= found["metrics"]["validation_top1"]["32"] <= 1
+        config = write_run(root / f"{task}.toml", root / task, task)
+        found = answer("train", config, "--out", root / "runs" / task, by=by)
+        assert 0 <= found["tasks"][task]["validation_top1"]["32"] <= 1
+        shutil.copytree(root / "runs" / task / "patches" / task, root / "patches" / task)
     report = answer(
         "export", root / "bundle", "--patch", root / "patches/faces",
         "--calibration", f"faces={root / 'faces'}", "--head-capacity", "3", by=call,
@@ -93,23 +44,13 @@ def bundle(place, tmp_path):
     return shutil.copytree(place / "bundle", tmp_path / "bundle")
 
 
-def refused(done, code, *words):
-    """The command ended with ``code``, an error that says ``words``, and no traceback."""
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "error:" in done.stderr
-    assert "Traceback" not in done.stderr
-    text = " ".join(done.stderr.split())
-    for word in words:
-        assert word in text, text
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_command_and_what_it_does(command):
     assert command in here("--help").stdout
     done = here(command, "--help")
     assert done.returncode == 0
     assert "Usage: patchdeploy " + command in done.stdout
-    assert "--json" in done.stdout
+    assert "--json" in done.stdout or command == "new-config"
 
 
 def test_add_puts_a_task_in_and_leaves_the_base_as_it_was(place, bundle):
@@ -182,10 +123,19 @@ def test_evaluate_knows_a_class_by_its_name_and_not_by_its_place(place, tmp_path
     """Folders come sorted by name; the packaged set has its classes in another order."""
     _, test = load_packaged("faces")
     assert test.classes != tuple(sorted(test.classes))
-    train = ["train", "packaged:faces:train", "--task", "packaged", "--out", tmp_path / "p"]
-    answer(*train, "--resolutions", "32", "--epochs", "1", "--kinds", "head")
+    config = write_run(
+        tmp_path / "x.toml", "packaged:faces:train", "packaged", patch={"kinds": ["head"]}
+    )
+    answer("train", config, "--out", tmp_path / "run")
     copy = shutil.copytree(place / "bundle", tmp_path / "bundle")
-    answer("add", copy, "--patch", tmp_path / "p", "--calibration", place / "faces" / "face")
+    answer(
+        "add",
+        copy,
+        "--patch",
+        tmp_path / "run/patches/packaged",
+        "--calibration",
+        place / "faces" / "face",
+    )
     for label, title in enumerate(test.classes):
         (tmp_path / "test" / title).mkdir(parents=True)
         for index in np.flatnonzero(test.labels == label):
@@ -233,48 +183,6 @@ def test_an_unknown_task_or_resolution_names_what_there_is(place):
 def test_no_bundle_is_bad_input_and_no_failed_check(tmp_path):
     for command in ("verify", "inspect", "bench"):
         refused(here(command, tmp_path), 2, "is not a bundle", "correct the path")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--task", "My Task"], ["task name 'My Task'", "rename it"]),
-        (["--task", "x", "--resolutions", "32,big"], ["'32,big'", "write for instance 32,48,64"]),
-        (["--task", "x", "--resolutions", "0"], ["--resolutions is '0'", "positive"]),
-        (["--task", "x", "--kinds", "scales"], ["patch kind 'scales'", "scale_bias, depthwise"]),
-        (["--task", "x", "--recipe", "old"], ["recipe='old'", "modern or paper"]),
-        (["--task", "x", "--resume"], ["--resume without --run-dir"]),
-        (["--task", "x", "--base", "torchvision:nonet"], ["torchvision has no 'nonet'"]),
-        (["--task", "x", "--base", "checkpoint:resnet18:no.pt"], ["checkpoint no.pt cannot be"]),
-    ],
-)
-def test_a_bad_option_of_train_is_refused_before_training(place, tmp_path, options, words):
-    done = here("train", place / "faces", "--out", tmp_path / "x", *options)
-    refused(done, 2, *words)
-    assert not (tmp_path / "x").exists()
-
-
-def test_training_into_a_place_that_cannot_be_written_is_refused_before_training(place, tmp_path):
-    (tmp_path / "file").write_text("kept")
-    done = here("train", place / "faces", "--out", tmp_path / "file" / "x", "--task", "x")
-    refused(done, 4, "cannot write to", "choose another place")
-    assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_a_broken_training_image_is_named(place, tmp_path):
-    copy = shutil.copytree(place / "faces", tmp_path / "faces")
-    (copy / "face" / "0.png").write_bytes(b"not an image")
-    done = here("train", copy, "--out", tmp_path / "x", "--task", "x", "--resolutions", "32")
-    refused(done, 2, "cannot read image", "0.png", "convert it again or remove it")
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_base_that_follows_no_form_is_refused(place, tmp_path):
-    done = here(
-        "train", place / "faces", "--task", "x", "--out", tmp_path / "x", "--base", "mobilenet"
-    )
-    refused(done, 2, "base 'mobilenet' is none of the forms embedded,")
-    assert not (tmp_path / "x").exists()
 
 
 def test_a_patch_of_another_base_is_refused_and_leaves_no_bundle(place, tmp_path):
@@ -372,7 +280,7 @@ def test_a_missing_extra_ends_with_3_and_names_it(place):
 @pytest.mark.parametrize(
     ("package", "extra", "arguments"),
     [
-        ("torch", "train", ["train", "faces", "--out", "x", "--task", "x"]),
+        ("torch", "train", ["train", "faces.toml"]),
         ("torch", "train", ["export", "x", "--patch", "p", "--calibration", "t=i"]),
         ("torch", "train", ["add", "bundle", "--patch", "p", "--calibration", "i"]),
         ("torch", "train", ["demo"]),
@@ -403,29 +311,6 @@ def test_each_command_names_the_extra_that_it_misses(place, package, extra, argu
         check=False,
     )
     refused(done, 3, f"patchdeploy[{extra}]", "not installed")
-
-
-def test_ctrl_c_during_training_ends_with_130_and_leaves_no_patch(place, tmp_path):
-    process = subprocess.Popen(
-        [
-            COMMAND, "train", str(place / "faces"), "--out", str(tmp_path / "x"), "--task", "x",
-            "--resolutions", "32", "--epochs", "100000", "--run-dir", str(tmp_path / "run"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert metrics.exists()
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
-    assert not (tmp_path / "x").exists()
 
 
 def test_nothing_but_errors_goes_to_a_log(place):

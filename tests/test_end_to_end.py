@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from cli_cases import answer, here, refused, write_folder
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import patched
@@ -57,6 +58,30 @@ def test_a_trained_task_verifies_and_classifies_as_well_as_its_float_network(mad
         assert engine.classify(np.asarray(test.images[0])).label in test.classes
         engine.swap_to("surfaces", 32)
         assert len(engine.classify(np.asarray(test.images[0])).scores) == 10
+
+
+def test_a_run_of_two_tasks_exports_over_the_base_that_it_left(tmp_path):
+    for task in ("faces", "fashion"):
+        write_folder(tmp_path / task, task, 10, classes=2)
+    (tmp_path / "both.toml").write_text(
+        'method = "tasks"\nresolutions = [32]\n[training]\nepochs = 1\nbatch_size = 8\n'
+        f'[[task]]\nname = "faces"\nimages = "{tmp_path / "faces"}"\n'
+        f'[[task]]\nname = "garments"\nimages = "{tmp_path / "fashion"}"\n'
+    )
+    run = tmp_path / "run"
+    found = answer("train", tmp_path / "both.toml", "--out", run, "--quiet")
+    patches, calibration = [], []
+    for task, folder in (("faces", "faces"), ("garments", "fashion")):
+        patches += ["--patch", run / found["tasks"][task]["patch"]]
+        calibration += ["--calibration", f"{task}={tmp_path / folder}"]
+    trained = f"trained:{run / found['network']}"
+    options = [*patches, *calibration, "--formats", "onnx"]
+    report = answer("export", tmp_path / "bundle", *options, "--base", trained)
+    assert set(report["tasks"]) == {"faces", "garments"}
+    refused(here("export", tmp_path / "other", *options), 2, "was trained on base")
+    with Engine.open(tmp_path / "bundle", runtime="onnxruntime") as engine:
+        image = next((tmp_path / "faces" / "face").iterdir())
+        assert engine.classify(image, task="faces", resolution=32).label in ("face", "other")
 
 
 def read_safetensors(data):

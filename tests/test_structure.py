@@ -18,6 +18,7 @@ FLOW = (
     "base",
     "patch",
     "patched_model",
+    "named",
     "graph",
     "lower",
     "fold",
@@ -25,6 +26,7 @@ FLOW = (
     "slots",
     "slot_plan",
     "quantize",
+    "measure",
     "training",
     "convert",
     "converters",
@@ -34,12 +36,11 @@ FLOW = (
     "export",
     "runtime",
     "verify",
-    "measure",
     "evaluate",
     "report",
     "demo",
-    "named",
     "cli",
+    "__main__",
 )
 
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +88,16 @@ def run_cells(
     jobs: int,
     quick: bool,
 ) -> dict[str, Record]:
-    """Measure the cells that are missing; returns all records by key.
+    """Measure the cells that are missing; returns the records of ``cells`` by key.
 
-    ``measure(settings, seed)`` runs in a process of its own and must be importable.
+    ``measure(settings, seed)`` runs in a process of its own and must be importable. An error in one
+    cell, Ctrl-C or a kill loses only the cells that were running.
     """
     path = results_path(experiment, quick)
-    document = _read(path, experiment)
-    records: dict[str, Record] = document["cells"]
+    records: dict[str, Record] = dict(_read(path, experiment)["cells"])
     missing = [cell for cell in cells if cell.key not in records]
-    missing.sort(
-        key=lambda cell: cell.seed
-    )  # a run that is stopped has whole tables of fewer seeds
+    # By seed, so that a run that is stopped has whole tables of fewer seeds.
+    missing.sort(key=lambda cell: cell.seed)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -102,25 +105,79 @@ def run_cells(
         TimeRemainingColumn(),
     )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
     with (
         Progress(*columns, console=_console, disable=not _console.is_terminal) as progress,
-        ProcessPoolExecutor(jobs, mp_context=context) as pool,
+        _open_pool(jobs) as pool,
     ):
         bar = progress.add_task(experiment, total=len(missing))
         waiting = {pool.submit(_timed, measure, cell): cell for cell in missing}
         for done in as_completed(waiting):
             cell = waiting[done]
-            records[cell.key] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
-            records[cell.key] |= {"settings": dict(cell.settings), **done.result()}
-            document["device"] = describe_device()
-            write_atomic(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+            records[cell.key] = _place(cell) | _result(done, experiment, cell)
+            _keep(path, experiment, cell.key, records[cell.key])
             progress.update(bar, advance=1, description=f"{experiment}: {cell.row}, {cell.column}")
             if not _console.is_terminal:
                 top1 = records[cell.key].get("test_top1")
                 shown = "" if top1 is None else f" {100 * top1:.1f} %"
                 print(f"{experiment}: {cell.row} | {cell.column} | {cell.seed}{shown}", flush=True)
     return {cell.key: records[cell.key] for cell in cells}
+
+
+@contextmanager
+def _open_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, and at once where the block ends by an error or Ctrl-C.
+
+    The executor alone would go on through all waiting cells and drop their results; after a kill
+    its processes would stay. Each process here holds the reading end of a pipe that nobody writes
+    to, and ends when the other end is closed.
+    """
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_end_with_parent, initargs=(reader,)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            writer.close()
+            raise
+
+
+def _end_with_parent(reader: Connection) -> None:
+    """In a process of the pool: leave Ctrl-C to the parent, end when its pipe does."""
+
+    def watch() -> None:
+        reader.poll(None)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _place(cell: Cell) -> Record:
+    return {
+        "row": cell.row,
+        "column": cell.column,
+        "seed": cell.seed,
+        "settings": dict(cell.settings),
+    }
+
+
+def _result(done: Future[Record], experiment: str, cell: Cell) -> Record:
+    """What a cell measured; its error says which cell it was."""
+    try:
+        return done.result()
+    except Exception as error:
+        error.add_note(f"in {experiment}, cell {cell.key}; the cells before it are kept")
+        raise
+
+
+def _keep(path: Path, experiment: str, key: str, record: Record) -> None:
+    """Add one record to what the file holds now: another run may have added its own."""
+    document = _read(path, experiment)
+    document["cells"][key] = record
+    document["device"] = describe_device()
+    write_atomic(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _timed(measure: Callable[[Mapping[str, Any], int], Record], cell: Cell) -> Record:
@@ -153,18 +210,6 @@ def by_place(records: Mapping[str, Record], figure: str) -> dict[tuple[str, str]
     for record in records.values():
         found.setdefault((record["row"], record["column"]), []).append(record[figure])
     return {place: spread(values) for place, values in found.items()}
-
-
-def paired_gap(
-    records: Mapping[str, Record], higher: str, lower: str, figure: str = "test_top1"
-) -> Spread:
-    """Row ``higher`` minus row ``lower``, paired by column and seed."""
-    rows: dict[str, dict[tuple[str, int], float]] = {higher: {}, lower: {}}
-    for record in records.values():
-        if record["row"] in rows:
-            rows[record["row"]][(record["column"], record["seed"])] = record[figure]
-    both = sorted(rows[higher].keys() & rows[lower].keys())
-    return spread([rows[higher][place] - rows[lower][place] for place in both])
 
 
 def import_beside(name: str) -> Any:

@@ -26,9 +26,14 @@ OPENING = """# The paper in small
 *K for the Price of 1* (ICLR 2019) trained on ImageNet, Places and five transfer sets on GPU
 clusters. Here every table and figure that can be shown in small is regenerated on real images that
 come with Python packages, on two CPU cores. What compares is the ordering of the methods and the
-gaps between them, not the figures themselves. Each claim is decided by a number: the mean over data
-sets and seeds of a paired difference, its standard deviation, and how many pairs; it *holds* where
-the mean is above 0 by more than its standard error.
+gaps between them, not the figures themselves.
+
+Each claim is decided by a paired difference. Each seed gives its mean over the columns, n seeds
+give a mean ± a standard deviation, and Student's t gives a one-sided 95 % bound. A claim *holds*
+where the bound is above 0 (or above the shortfall that the claim allows), *does not hold* where the
+opposite bound is below it, and is *undecided* otherwise. A column that says the opposite is named.
+Seeds draw the training images, the heads and the orders; the test images are the same for all, so a
+verdict is one about these data sets.
 
     python benchmarks/paper/run.py all          # tables; what is there is not run again
     python benchmarks/paper/folding_1d.py       # section 4
@@ -65,11 +70,14 @@ def describe(experiment: Experiment) -> str:
     lines += [show(experiment, records, cells), "", "The paper:", "", experiment.paper, ""]
     lines += ["| claim | gap | |", "|---|---|---|"]
     lines += [claim.markdown() for claim in experiment.claims(records)]
-    lines += ["", f"![{experiment.title}](paper/{experiment.name}.png)", ""]
+    if (PICTURES / f"{experiment.name}.png").exists():
+        lines += ["", f"![{experiment.title}](paper/{experiment.name}.png)"]
+    lines.append("")
     if experiment.note:
         lines += [experiment.note, ""]
     seconds = sum(record["seconds"] for record in records.values())
-    lines.append(f"{len(records)} runs, {seconds / 60:.0f} minutes of one core; {device}.")
+    shown = f"{len(records)} runs of one thread, {seconds / 60:.0f} minutes in sum by the clock"
+    lines.append(f"{shown}; {device}.")
     return "\n".join(lines)
 
 

@@ -138,7 +138,7 @@ def find_stages(
     The later layers do not depend on b_0, so the question is when {x in domain: q(x; b) in T}
     changes its shape, T being the target pulled back through them. Between two of these biases
     nothing changes: those where two nodes (hinges, ends of the domain) trade places, and those
-    where s at a node equals half an end of T, or 0. s at a node is affine in b_0 between kinks, so
+    where s at a node equals half an end of T. s at a node is affine in b_0 between kinks, so
     all of them are roots of rational linear equations; the count is then taken at every one and
     once between neighbours.
 
@@ -166,7 +166,7 @@ def _critical_biases(
 ) -> tuple[Fraction, ...]:
     """Every b_0 at which the shape of the first layer's preimage can change."""
     ends = [end for part in pulled for end in (part.low, part.high) if isinstance(end, Fraction)]
-    levels = {Fraction(0), *(end / 2 for end in ends)}
+    levels = {end / 2 for end in ends}
     fixed = [
         *_hinges(first)[1:],
         *(e for e in (domain.low, domain.high) if isinstance(e, Fraction)),

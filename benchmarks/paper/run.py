@@ -15,12 +15,13 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cells import run_cells
-from experiment import Experiment, markdown_table
+from cells import Cell, run_cells
+from experiment import Experiment, Records, markdown_table
 from shared_tables import EXPERIMENTS as SHARED
 from shared_tables import unpack
 from transfer_tables import EXPERIMENTS as TRANSFER
@@ -60,13 +61,12 @@ def run_experiment(experiment: Experiment, seeds: int, jobs: int, quick: bool) -
     experiment.draw(records, folder / f"{experiment.name}.png")
 
 
-def show(experiment: Experiment, records: dict, cells: list) -> str:
+def show(experiment: Experiment, records: Records, cells: Sequence[Cell]) -> str:
     """The table in Markdown; a run that measured several columns is unpacked first."""
-    from cells import Cell
-
     if any("top1" in record for record in records.values()):
         records = unpack(records)
-        cells = [Cell(one["row"], one["column"], one["seed"]) for one in records.values()]
+        columns = list(dict.fromkeys(record["column"] for record in records.values()))
+        cells = [Cell(one.row, column, one.seed) for one in cells for column in columns]
     return markdown_table(records, cells, "test_top1")
 
 

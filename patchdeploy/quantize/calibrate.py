@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, EmptyCalibrationError, QuantizationError
 from patchdeploy.floatnet import FloatRunner
 from patchdeploy.fold import FoldedNetwork
@@ -32,6 +33,21 @@ SAMPLE = 1 << 16
 """About so many elements of a value enter its histogram per batch."""
 BATCH_PIXELS = 1 << 20
 """Default batch: about this many input pixels."""
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How activation ranges are found.
+
+    Attributes:
+        images: at most so many of the task's training images, one forward pass each.
+        method: "minmax", "percentile" or "mse".
+        correct_bias: shift each bias by the mean error that weight rounding makes.
+    """
+
+    images: int = 256
+    method: RangeMethod = "minmax"
+    correct_bias: bool = False
 
 
 @dataclass
@@ -86,6 +102,14 @@ def calibrate(
     ranges = {value: _range(one, method, percentile) for value, one in kept.items()}
     means = {value: one.total / one.count for value, one in kept.items()}
     return Calibration(ranges, means)
+
+
+def spread(dataset: ImageDataset, count: int) -> ImageDataset:
+    """At most ``count`` images, evenly spaced: a set sorted by class keeps all its classes."""
+    total = len(dataset)
+    if total <= count:
+        return dataset
+    return dataset.subset([k * total // count for k in range(count)])
 
 
 def needs_range(graph: Graph, producer: Operator | None, value: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,11 +19,18 @@ from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.loop import Trainee, fit, predict
 from patchdeploy.training.objective import Forward
-from patchdeploy.training.preparation import choose_device, make_pair, make_samples, split_images
+from patchdeploy.training.preparation import (
+    choose_device,
+    digest,
+    make_pair,
+    make_samples,
+    refuse_settings,
+    split_images,
+)
 from patchdeploy.training.records import open_recorder
 from patchdeploy.training.samples import Samples, Source
 from patchdeploy.training.transfer import SingleLoss, TransferRun
-from patchdeploy.training.workers import SINGLE
+from patchdeploy.training.workers import SINGLE, Workers
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ def train_baseline(
     validation: ImageDataset | None = None,
     statistics: Literal["frozen", "batch"] = "frozen",
     teacher: Forward | None = None,
+    workers: Workers = SINGLE,
+    run_dir: Path | None = None,
+    resume: bool = False,
     quiet: bool = False,
 ) -> BaselineResult:
     """Train what the paper compares a patch with, on the same images, epochs and batch.
@@ -59,26 +70,41 @@ def train_baseline(
     "all" starts from the base with a random head. Its normalisation statistics stay frozen as the
     patch's do, or are the batch's (``statistics``), which training from random weights needs.
 
+    Args:
+        teacher, workers, run_dir, resume: as `train_patch`'s.
+
     Raises:
         DataError: an empty set, or a single class.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or another rank has stopped.
+        KeyboardInterrupt: Ctrl-C; with ``run_dir`` the run is saved first.
     """
     config = config or TrainConfig()
+    refuse_settings(config, "train_baseline")
     train, held = split_images(images, validation, config)
     px = resolution or base.preprocessing.input_size
     device = choose_device(config)
     samples = make_pair((train, held), px, base, device)
-    with open_recorder(config.epochs, None, quiet) as recorder:
+    with open_recorder(config.epochs, run_dir, quiet, resume) as recorder:
         if which == "head":
             model = PatchedModel(base, device)
             model.add_task("baseline", images.classes, PatchConfig(("head",)), px)
-            run = TransferRun(model, "baseline", config, teacher, SINGLE, None, False, recorder)
+            run = TransferRun(
+                model, "baseline", config, teacher, workers, run_dir, resume, recorder
+            )
             top1 = run.train(px, samples, None)
             parameters = sum(value.numel() for value in model.tensors().values())
             return BaselineResult("head", model.merge_and_unload().cpu(), parameters, top1)
         module = merge_tensors(base, random_head(base, len(images.classes), 0)).to(device)
         trainee = _all_weights(base, module, images, statistics, config, device, samples, teacher)
-        top1 = fit(trainee, config, on_epoch=recorder).mean_top1
+        top1 = fit(
+            trainee,
+            config,
+            workers=workers,
+            checkpoint=run_dir / f"{px}.pt" if run_dir else None,
+            resume=resume,
+            on_epoch=recorder,
+            on_step=recorder.step,
+        ).mean_top1
     parameters = sum(value.numel() for value in trainee.trained.values())
     return BaselineResult("all", module.requires_grad_(False).eval().cpu(), parameters, top1)
 
@@ -119,6 +145,7 @@ def _all_weights(
         losses=SingleLoss(forward, config, device, teacher),
         predict=lambda _, inputs: forward(inputs),
         coupled=True,
+        context=digest([base.sha256, statistics, list(images.classes)], samples),
     )
 
 

@@ -27,7 +27,8 @@ from patchdeploy.patch_tensors import (
 from patchdeploy.training.config import Scope
 from patchdeploy.training.preparation import scale_floors
 
-SHARED = "shared"
+SHARED, PRIVATE = "shared", "private"
+"""How the names of a run's tensors begin; a task may have any name of its own after it."""
 
 
 @dataclass(frozen=True)
@@ -74,36 +75,49 @@ class JointModel:
         return run_structure(self.structure, tensors, images, config, training=True)
 
     def groups(self) -> dict[Scope, dict[str, Tensor]]:
-        """What gradients reach: shared weights and private ones, which like other rates."""
-        shared = {f"{SHARED}/{key}": self.shared[key] for key in sorted(self.learned)}
+        """What gradients reach, by the rate that suits it.
+
+        Weights of the base have one, what is each member's own another. A head begins at random,
+        so it learns like the private ones also where all members share it. Over a frozen base
+        everything is a patch.
+        """
+        head = f"{self.base.head_name}."
+        shared: dict[str, Tensor] = {}
         private: dict[str, Tensor] = {}
+        for key in sorted(self.learned):
+            group = private if key.startswith(head) else shared
+            group[f"{SHARED}/{key}"] = self.shared[key]
         for name, tensors in self.private.items():
-            names = trained_names(self.base, self.members[name].config)
-            private |= {f"{name}/{key}": tensors[key] for key in sorted(names & set(tensors))}
-        found: dict[Scope, dict[str, Tensor]] = {"shared": shared, "private": private}
-        return {scope: tensors for scope, tensors in found.items() if tensors}
+            private |= {f"{PRIVATE}/{name}/{key}": tensors[key] for key in self._own(name)}
+        if not shared:
+            return {"patch": private}
+        return {"shared": shared, "private": private} if private else {"shared": shared}
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the run, by its owner and name."""
         kept = {f"{SHARED}/{key}": value for key, value in self.shared.items()}
         for name, tensors in self.private.items():
-            kept |= {f"{name}/{key}": value for key, value in tensors.items()}
+            kept |= {f"{PRIVATE}/{name}/{key}": value for key, value in tensors.items()}
         return kept
 
     def floors(self) -> dict[str, Tensor]:
         """Bounds of all trained scales, by state name."""
-        made: dict[str, Tensor] = {}
-        for key in (key for group in self.groups().values() for key in group):
-            owner, _, name = key.partition("/")
-            tensors = self.shared if owner == SHARED else self.private[owner]
-            for _, floor in scale_floors(self.base, {name: tensors[name]}).items():
-                made[key] = floor
+        shared = {key: self.shared[key] for key in self.learned}
+        made = {f"{SHARED}/{key}": one for key, one in scale_floors(self.base, shared).items()}
+        for name, tensors in self.private.items():
+            floors = scale_floors(self.base, {key: tensors[key] for key in self._own(name)})
+            made |= {f"{PRIVATE}/{name}/{key}": one for key, one in floors.items()}
         return made
+
+    def _own(self, name: str) -> list[str]:
+        """What gradients reach of member ``name``'s own tensors."""
+        names = trained_names(self.base, self.members[name].config)
+        return sorted(names & set(self.private[name]))
 
     def owners(self) -> dict[str, int]:
         """The source that each private tensor belongs to."""
         return {
-            f"{name}/{key}": source
+            f"{PRIVATE}/{name}/{key}": source
             for source, (name, tensors) in enumerate(self.private.items())
             for key in tensors
         }

@@ -124,8 +124,14 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_step: Callable[[float, int], None] = lambda share, images: None,
 ) -> FitResult:
     """Train in place; ``trainee.state`` ends at the best epoch.
+
+    Args:
+        on_epoch: takes a record for each source and epoch, on the first rank.
+        on_step: takes after each step the share of the epoch that is done, times the number of
+            sources, and how many images the step took.
 
     Raises:
         DataError: no image to train on, or none to validate on.
@@ -138,14 +144,30 @@ def fit(
     run = _Run(trainee, config, workers, checkpoint)
     if checkpoint is not None and resume and checkpoint.exists():
         run.restore(checkpoint)
+    run.check_agreement()
     with watch_interrupt(checkpoint is not None) as interrupted:
         while run.position.epoch < config.epochs:
             start, begun = time.perf_counter(), run.position.step
-            run.train_epoch(interrupted)
+            run.train_epoch(interrupted, on_step)
             seconds = time.perf_counter() - start
             run.finish_epoch(on_epoch, seconds, trainee.steps - begun)
+        if interrupted():  # in the last validation, which ended and was saved
+            raise KeyboardInterrupt
     put_back(trainee.state, run.best)
+    run.optimizer.zero_grad(set_to_none=True)  # as large as all that was trained
     return FitResult(tuple(run.position.best_top1))
+
+
+def make_step(trainee: Trainee, config: TrainConfig) -> Callable[[], None]:
+    """A call is one step as `fit` takes it, without looking at the loss: for measuring."""
+    run = _Run(trainee, config, SINGLE, None)
+
+    def step() -> None:
+        run._find_gradients(False)
+        run._apply_gradients()
+        run.position.step = (run.position.step + 1) % trainee.steps
+
+    return step
 
 
 def _check_sources(trainee: Trainee, config: TrainConfig, workers: Workers) -> None:
@@ -160,11 +182,11 @@ def _check_sources(trainee: Trainee, config: TrainConfig, workers: Workers) -> N
     shares = workers.shares(names, trainee.coupled)
     for share in shares:
         source = trainee.sources[share.source]
-        smallest = min(source.batch_size, len(source.train))
-        if share.parts > smallest:
+        images = min(source.batch_size, len(source.train))
+        if share.parts > max(1, images // 2):
             raise ConfigError(
-                f"{source.name}: {share.parts} ranks share batches of {smallest} images; each rank "
-                "takes at least 1 image of every batch; start fewer ranks or raise batch_size"
+                f"{source.name}: {share.parts} ranks share batches of {images} images; each rank "
+                "takes at least 2 images of a whole batch; start fewer ranks or raise batch_size"
             )
 
 
@@ -202,6 +224,13 @@ class _Run:
         self.best = {key: value.to(self.device) for key, value in saved.best.items()}
         self.position = saved.position
 
+    def check_agreement(self) -> None:
+        """All ranks train the same run from the same step."""
+        if self.workers.world > 1:
+            settings = fingerprint(self.trainee, self.config)
+            facts = {"settings": settings, "checkpoint": repr(vars(self.position))}
+            self.workers.check_agreement(facts, self.device)
+
     def save(self) -> None:
         """Write the checkpoint (rank 0); the tensors that ranks do not sum are brought together."""
         self._join_statistics()
@@ -212,9 +241,13 @@ class _Run:
         run = RunState(self.position, state, self.optimizer.state_dict(), self.best, average)
         save_checkpoint(self.checkpoint, fingerprint(self.trainee, self.config), run)
 
-    def train_epoch(self, interrupted: Callable[[], bool]) -> None:
+    def train_epoch(
+        self, interrupted: Callable[[], bool], on_step: Callable[[float, int], None]
+    ) -> None:
         """The rest of the epoch's steps."""
         steps, every = self.trainee.steps, CHECK_EVERY.get(self.device.type, 1)
+        sources = self.trainee.sources
+        images = sum(min(one.batch_size, len(one.train)) for one in sources)
         if self.position.step == 0:
             self.trainee.prepare(self.position.epoch)
         waiting: list[Tensor] = []
@@ -227,6 +260,7 @@ class _Run:
                 waiting.clear()
             self._apply_gradients()
             self.position.step += 1
+            on_step(len(sources) * self.position.step / steps, images)
             often = self.config.save_every_steps
             if stop or (often and not last and not waiting and self.position.step % often == 0):
                 self.save()
@@ -241,15 +275,16 @@ class _Run:
         step = self.position.epoch * trainee.steps + self.position.step
         progress = step / (config.epochs * trainee.steps)
         set_rates(self.optimizer, config, progress)
-        batches = [
+        drawn = [
             draw_batch(trainee.sources[share.source], share, step, config, self.device)
             for share in self.shares
         ]
+        batches = [batch for batch in drawn if batch is not None]  # a small last one may be short
         shares = {batch.source: batch.share for batch in batches}
         told = torch.zeros(1 + len(trainee.sources), device=self.device)
         told[0] = float(stop)
         self.optimizer.zero_grad(set_to_none=True)
-        for losses in trainee.losses(batches):
+        for losses in trainee.losses(batches) if batches else ():
             total = torch.zeros((), device=self.device)
             for source, loss in losses.items():
                 total = total + trainee.sources[source].weight * shares[source] * loss
@@ -361,13 +396,18 @@ class _Run:
         names = [one.name for one in self.trainee.sources]
         counts = self.workers.owners(names, self.trainee.coupled)
         mine = {share.source for share in self.shares}
-        for key, value in self.statistics.items():
+        # In float64, so that the mean of values that are equal has their very bits.
+        joined = {key: value.double() for key, value in self.statistics.items()}
+        for key, value in joined.items():
             source = self.trainee.owners.get(key)
             if source is None:
-                value.mul_(1.0 / self.workers.world)
+                value.div_(self.workers.world)
+            elif source in mine:
+                value.div_(counts[source])
             else:
-                value.mul_(1.0 / counts[source] if source in mine else 0.0)
-        self.workers.sum_in_place(list(self.statistics.values()))
+                value.zero_()
+        self.workers.sum_in_place(list(joined.values()))
+        put_back(self.statistics, joined)
 
 
 def _bound(predict: Callable[[int, Tensor], Tensor], source: int) -> Forward:

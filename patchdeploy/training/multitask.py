@@ -26,6 +26,7 @@ from patchdeploy.training.preparation import (
     choose_device,
     digest,
     make_pair,
+    refuse_settings,
     split_images,
 )
 from patchdeploy.training.records import open_recorder
@@ -98,13 +99,16 @@ def train_tasks(
     shares all but the head. One clock drives every task's learning rate.
 
     Raises:
-        ConfigError: fewer than one task, a name twice, or ranks that cannot be divided.
+        ConfigError: fewer than one task, a name twice, ranks that cannot be divided, or statistics
+            measured before training, which do not hold while the weights change.
         DataError: a set that nothing can be learned from.
         TrainingError: a loss that is not finite, or a rank that stopped.
     """
     config = config or TrainConfig()
     patch_config = patch_config or PatchConfig(statistics="batch")
+    refuse_settings(config, "train_tasks")
     _check_tasks(tasks)
+    _check_statistics(patch_config)
     check_resolutions(base, [_resolution(base, one) for one in tasks])
     members = [Member(one.task, len(one.images.classes), patch_config) for one in tasks]
     model = make_joint(base, members, choose_device(config))
@@ -128,8 +132,9 @@ def train_tasks(
             checkpoint=run_dir / "tasks.pt" if run_dir else None,
             resume=resume,
             on_epoch=recorder,
+            on_step=recorder.step,
         )
-    return _collect(model, tasks, config, patch_config, result)
+    return _collect(model, tasks, sources, config, patch_config, result)
 
 
 def _check_tasks(tasks: Sequence[TaskImages]) -> None:
@@ -142,6 +147,14 @@ def _check_tasks(tasks: Sequence[TaskImages]) -> None:
     for one in tasks:
         if not 0 < one.weight < float("inf"):
             raise ConfigError(f"task {one.task!r}: weight={one.weight}; it must be positive")
+
+
+def _check_statistics(patch_config: PatchConfig) -> None:
+    if patch_config.statistics == "reestimated":
+        raise ConfigError(
+            "statistics 'reestimated' while all weights learn; what is measured before training "
+            "does not hold after it; choose batch or frozen"
+        )
 
 
 def _resolution(base: Base, task: TaskImages) -> int:
@@ -200,6 +213,7 @@ def _context(
 def _collect(
     model: JointModel,
     tasks: Sequence[TaskImages],
+    sources: Sequence[Source],
     config: TrainConfig,
     patch_config: PatchConfig,
     result: FitResult,
@@ -207,11 +221,11 @@ def _collect(
     base = model.make_base(f"{model.base.name} for {', '.join(one.task for one in tasks)}")
     top1 = {one.task: value for one, value in zip(tasks, result.validation_top1, strict=True)}
     patches = {}
-    for one in tasks:
+    for k, one in enumerate(tasks):
         px = _resolution(model.base, one)
         metrics = {
             "validation_top1": {str(px): round(top1[one.task], 4)},
-            "training_images": len(one.images),
+            "training_images": len(sources[k].train),
             "settings": config.to_json(),
         }
         variants = {px: one.task}

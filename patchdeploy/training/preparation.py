@@ -38,6 +38,21 @@ def choose_device(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
+def refuse_settings(config: TrainConfig, method: str) -> None:
+    """Refuse what ``method`` would pass over in silence.
+
+    Raises:
+        ConfigError: a setting that only patches over a frozen base, one at a time, have.
+    """
+    for key in ("size_penalty", "rounding_step", "through_int8"):
+        value = getattr(config, key)
+        if value:
+            raise ConfigError(
+                f"training {key}={value!r}; {method} has no such form, only a patch that is "
+                "trained on its own has (train_patch, method transfer); leave it out"
+            )
+
+
 def check_images(images: ImageDataset) -> None:
     """Refuse a set that nothing can be learned from.
 
@@ -80,7 +95,7 @@ def measure_stride(base: Base) -> int:
 
     structure = share_structure(base.module)
     for module in structure.modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d):
             module.register_forward_hook(note)
     structure(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=next(base.module.parameters()).device))
     return PROBE_PX // min(sides, default=PROBE_PX)

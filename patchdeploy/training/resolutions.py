@@ -30,6 +30,7 @@ from patchdeploy.training.preparation import (
     choose_device,
     digest,
     make_pair,
+    refuse_settings,
     split_images,
 )
 from patchdeploy.training.records import open_recorder
@@ -109,6 +110,7 @@ def train_resolutions(
         TrainingError: a loss that is not finite, or a rank that stopped.
     """
     config, settings = config or TrainConfig(), settings or ResolutionsConfig()
+    refuse_settings(config, "train_resolutions")
     sizes = sorted(set(resolutions), reverse=True)
     if not sizes:
         raise ConfigError("resolutions []; a network runs at 1 at least; name sides in pixels")
@@ -124,7 +126,7 @@ def train_resolutions(
     losses = _ResolutionLosses(model, tuple(one.name for one in sources), config, settings)
     groups, state = model.groups(), model.state()
     if losses.mixture is not None:
-        scope: Scope = "private"
+        scope: Scope = "private" if "shared" in groups else "patch"
         groups[scope] = {**groups.get(scope, {}), MIXTURE: losses.mixture}
         state[MIXTURE] = losses.mixture
     known = [base.sha256, vars(settings), list(images.classes)]
@@ -148,6 +150,7 @@ def train_resolutions(
             checkpoint=run_dir / "resolutions.pt" if run_dir else None,
             resume=resume,
             on_epoch=recorder,
+            on_step=recorder.step,
         )
     top1 = dict(zip(sizes, result.validation_top1, strict=True))
     metrics = {

@@ -7,6 +7,7 @@ go on from any step, and ranks that split a batch take parts of the very same on
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,7 +42,14 @@ class Samples:
     def from_arrays(
         cls, pixels: NDArray[np.uint8], labels: NDArray[np.int64], preprocessing: Preprocessing
     ) -> Samples:
-        """From a data set's arrays (copied: a tensor needs writable memory)."""
+        """From a data set's arrays: copied, but for a memory-mapped one, which may exceed memory.
+
+        The tensor over a mapped file must not be written to; `batch` reads and copies.
+        """
+        if isinstance(pixels, np.memmap):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                return cls(torch.from_numpy(pixels), torch.tensor(labels), preprocessing)
         return cls(torch.tensor(pixels), torch.tensor(labels), preprocessing)
 
     def __len__(self) -> int:
@@ -121,6 +129,15 @@ class Share:
     part: int = 0
     parts: int = 1
 
+    def of(self, count: int) -> tuple[int, int] | None:
+        """(k, n): every n-th of ``count`` images from the k-th on; None where nothing is left.
+
+        Fewer ranks take part in a small batch, so that none has a single image of several, which
+        has no variance to normalise by.
+        """
+        parts = min(self.parts, max(1, count // 2))
+        return (self.part, parts) if self.part < parts else None
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -141,13 +158,17 @@ class Batch:
 
 def draw_batch(
     source: Source, share: Share, step: int, config: TrainConfig, device: torch.device
-) -> Batch:
-    """The part of ``source``'s batch at global step ``step`` that ``share`` names."""
+) -> Batch | None:
+    """The part of ``source``'s batch at global step ``step`` that ``share`` names, if there is one
+    (see `Share.of`).
+    """
     index = source.indices(step, config.seed)
+    part = share.of(len(index))
+    if part is None:
+        return None
     seed = source._seed(config.seed) * PASS_STRIDE + step
     config = source.config or config
     train, mixes = source.train, config.mixup > 0 or config.cutmix > 0
-    part = (share.part, share.parts)
     if train.preprocessing is None or (config.augment == "none" and not mixes):
         mine = index[part[0] :: part[1]]
         inputs, targets = train.batch(mine, device)

@@ -5,7 +5,7 @@ In: a base, labelled images, settings. Out: a `Patch` with a variant per resolut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, reestimate_statistics, trained_names
+from patchdeploy.training.compact import compact_forward, make_compact
 from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.loop import Trainee, accuracy, fit, predict
 from patchdeploy.training.objective import (
     Forward,
@@ -82,7 +84,9 @@ def train_patch(
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None
     with open_recorder(config.epochs * len(sizes), run_dir, quiet, resume) as recorder:
-        run = TransferRun(model, name, config, teacher, workers, run_dir, resume, recorder)
+        run = TransferRun(
+            model, name, config, teacher, workers, run_dir, resume, recorder, Int8Plan(images)
+        )
         for px in sizes:
             model.add_task(name, images.classes, patch_config, px, start=before)
             samples = make_pair((train, held), px, base, model.device)
@@ -99,6 +103,7 @@ class TransferRun:
     Attributes:
         model: with the task attached at the resolutions so far.
         task: its name.
+        int8: how ``config.through_int8`` is done; None where it cannot be.
     """
 
     model: PatchedModel
@@ -109,6 +114,7 @@ class TransferRun:
     run_dir: Path | None
     resume: bool
     recorder: Recorder
+    int8: Int8Plan | None = None
 
     def train(
         self, px: int, samples: tuple[Samples, Samples], before: Mapping[str, Tensor] | None
@@ -123,8 +129,14 @@ class TransferRun:
         head = f"{model.base.head_name}."
         head_only = all(key.startswith(head) for key in trained)
         scope: Scope = "head" if head_only else "patch"
-        forward: Forward = compile_forward(model, config)
-        if head_only and config.augment == "none" and not self.teacher:
+        compact = make_compact(model.base, tensors, config, self._first(px))
+        rounded = model if compact is None else compact_forward(model, tensors, compact)
+        forward: Forward = compile_forward(rounded, config)
+        int8 = None
+        if config.through_int8:
+            used = dict if compact is None else compact.forward_tensors
+            forward = int8 = open_int8(model, self.task, px, self.int8, config, forward, used)
+        elif head_only and self._features_stay(tensors):
             forward, samples = cache_features(model, tensors, samples)
         trainee = Trainee(
             name=f"{self.task}@{px}",
@@ -139,19 +151,45 @@ class TransferRun:
             groups={scope: trained},
             state=tensors,
             floors=scale_floors(model.base, trained),
-            losses=SingleLoss(forward, config, model.device, self.teacher),
+            losses=SingleLoss(
+                forward,
+                config,
+                model.device,
+                self.teacher,
+                size_loss=None if compact is None else lambda: compact.size_loss(tensors),
+            ),
             predict=lambda _, inputs: forward(inputs),
             coupled=True,
             context=self._context(samples) if self.run_dir is not None else "",
         )
-        return fit(
+        if int8 is not None:
+            trainee = replace(trainee, state=tensors | int8.state, prepare=int8.prepare)
+        result = fit(
             trainee,
             config,
             workers=self.workers,
             checkpoint=self.run_dir / f"{px}.pt" if self.run_dir else None,
             resume=self.resume,
             on_epoch=self.recorder,
-        ).mean_top1
+            on_step=self.recorder.step,
+        )
+        if compact is not None:
+            compact.finish(tensors)
+        return result.mean_top1
+
+    def _features_stay(self, tensors: Mapping[str, Tensor]) -> bool:
+        """What the last layer reads of an image is the same in every epoch."""
+        config = self.config
+        moves = config.augment != "none" or config.mixup > 0 or config.cutmix > 0
+        own_statistics = any(key.endswith("running_mean") for key in tensors)
+        learns_statistics = own_statistics and self.model.config(self.task).statistics == "batch"
+        return not (moves or learns_statistics or self.teacher is not None)
+
+    def _first(self, px: int) -> dict[str, Tensor] | None:
+        """The task's tensors at its largest resolution, which ``px`` is coded against; None if
+        that is ``px`` itself."""
+        largest = max(side for name, side in self.model.tasks if name == self.task)
+        return None if largest == px else self.model.tensors(self.task, largest)
 
     def _estimate(self, train: Samples) -> None:
         if self.model.config(self.task).statistics == "reestimated":
@@ -191,12 +229,17 @@ class TransferRun:
 
 @dataclass(frozen=True)
 class SingleLoss:
-    """Losses of sources that are run one by one through the same ``forward``."""
+    """Losses of sources that are run one by one through the same ``forward``.
+
+    Attributes:
+        size_loss: what the coded size adds to each (see `training.compact`).
+    """
 
     forward: Forward
     config: TrainConfig
     device: torch.device
     teacher: Forward | None = None
+    size_loss: Callable[[], Tensor] | None = None
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Mapping[int, Tensor]]:
         """See `Trainee.losses`."""
@@ -207,7 +250,8 @@ class SingleLoss:
                 if self.teacher is not None:
                     with torch.no_grad():
                         taught = self.teacher(batch.inputs)
-            yield {batch.source: classification_loss(scores, batch.targets, self.config, taught)}
+            loss = classification_loss(scores, batch.targets, self.config, taught)
+            yield {batch.source: loss if self.size_loss is None else loss + self.size_loss()}
 
 
 @torch.no_grad()

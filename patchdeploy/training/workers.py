@@ -9,8 +9,9 @@ section 2). Any rank's checkpoint is everybody's, and a run resumes on another n
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,26 @@ class Workers:
             for one, part in zip(same, torch.split(flat, sizes), strict=True):
                 one.copy_(part.reshape(one.shape))
 
+    def check_agreement(self, facts: Mapping[str, str], device: torch.device) -> None:
+        """Every rank must say the same of each of ``facts``, else they would part unseen.
+
+        Raises:
+            TrainingError: a rank says something else, or has stopped.
+        """
+        said = torch.zeros(self.world, len(facts), dtype=torch.float64, device=device)
+        # 48 bits of a hash: whole numbers that float64 holds and sums with zeros exactly.
+        hashes = [hashlib.sha256(value.encode()).digest()[:6] for value in facts.values()]
+        said[self.rank] = torch.tensor([float(int.from_bytes(one, "big")) for one in hashes])
+        self.sum_in_place([said])
+        for column, what in enumerate(facts):
+            for rank in range(self.world):
+                if said[rank, column] != said[0, column]:
+                    raise TrainingError(
+                        f"rank {rank} of {self.world} has another {what} than rank 0; all ranks "
+                        "must train the same run from the same files; start them with the same "
+                        "arguments, and a run folder that each of them can read"
+                    )
+
     def _transfer(self, flat: Tensor) -> None:
         try:
             dist.all_reduce(flat)
@@ -117,6 +138,29 @@ class Workers:
 
 
 SINGLE = Workers()
+REMEDY = "torchrun sets them; start the command with torchrun --nproc-per-node"
+
+
+def _read_number(key: str, default: str) -> int:
+    value = os.environ.get(key, default)
+    if not value.isdecimal():
+        raise ConfigError(f"environment {key}={value!r}; it must be a whole number; {REMEDY}")
+    return int(value)
+
+
+def _check_environment(world: int) -> None:
+    missing = [key for key in ("RANK", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"environment WORLD_SIZE={world} without {', '.join(missing)}; several ranks need "
+            f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; {REMEDY}"
+        )
+    rank = _read_number("RANK", "")
+    if rank >= world:
+        raise ConfigError(
+            f"environment RANK={rank} with WORLD_SIZE={world}; ranks count from 0 to {world - 1}; "
+            f"{REMEDY}"
+        )
 
 
 @contextmanager
@@ -132,15 +176,16 @@ def open_workers(
         timeout_seconds: how long a rank waits for the others in one exchange.
 
     Raises:
-        ConfigError: an environment that is not whole.
+        ConfigError: an environment that is not whole, or numbers in it that are none.
         TrainingError: the ranks did not find each other.
     """
     given = tuple(ranks_per_task) if ranks_per_task is not None else None
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _read_number("WORLD_SIZE", "1")
     if world == 1:
         yield Workers(ranks_per_task=given)
         return
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+    _check_environment(world)
+    local = _read_number("LOCAL_RANK", os.environ["RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local % torch.cuda.device_count())
@@ -149,9 +194,8 @@ def open_workers(
         dist.init_process_group(chosen, timeout=timedelta(seconds=timeout_seconds))
     except (ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"{world} ranks did not find each other ({str(error).splitlines()[0][:200]}); "
-            "torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each of them; start "
-            "the command with torchrun --nproc-per-node"
+            f"{world} ranks did not find each other ({str(error).splitlines()[0][:200]}); each "
+            f"must reach MASTER_ADDR:MASTER_PORT; {REMEDY}"
         ) from error
     try:
         yield Workers(dist.get_rank(), world, given)

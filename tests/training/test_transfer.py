@@ -319,3 +319,19 @@ def test_cached_features_give_the_scores_of_the_whole_network(
     result = train_baseline(base, train, "head", SHORT, resolution=32, validation=test, quiet=True)
     # The same operations at the same batch size (EVALUATION_BATCH): the same answers.
     assert evaluate(result.module, test, 32, base)[0] == result.validation_top1
+
+
+@pytest.mark.parametrize("statistics", ["reestimated", "batch"])
+def test_statistics_alone_are_learned_beside_the_last_layer(
+    base: Base, digits: tuple[ImageDataset, ImageDataset], statistics: str
+) -> None:
+    """Appendix B.1's second row: gamma and beta stay the base's to the last bit."""
+    train = digits[0].subset(range(96))
+    patch_config = PatchConfig(("statistics", "head"), statistics=statistics)  # type: ignore[arg-type]
+    patch = train_patch(base, train, SHORT, patch_config, resolutions=(32,), quiet=True)
+    state = base.module.state_dict()
+    for key, value in patch.tensors(32).items():
+        if key.startswith(base.head_name):
+            continue
+        same = np.array_equal(value, state[key].numpy())
+        assert same == (not key.endswith(("running_mean", "running_var"))), key

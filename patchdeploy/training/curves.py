@@ -1,0 +1,103 @@
+"""A run's curves as one picture: loss, validation accuracy and learning rate by epoch.
+
+In: the lines of ``metrics.jsonl``. Out: ``curves.png``, a line for each run name. matplotlib is an
+option (extra ``report``): without it there is no picture, and training goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from patchdeploy.errors import StorageError
+from patchdeploy.storage import write_atomic
+
+METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
+PANELS = (
+    ("loss", "training loss", 1.0),
+    ("validation_top1", "validation top-1, %", 100.0),
+    ("learning_rate", "learning rate", 1.0),
+)
+"""Key of a line, title, factor."""
+LEGEND_ROWS = 20
+"""Runs in one column of the legend."""
+
+Line = Mapping[str, Any]
+
+
+def read_metrics(run_dir: Path) -> list[Line]:
+    """The lines of ``metrics.jsonl``, without one that a kill left half written.
+
+    Raises:
+        StorageError: the file is there and cannot be read.
+    """
+    try:
+        text = (run_dir / METRICS_FILE).read_text()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {run_dir / METRICS_FILE}: {error.strerror or error}; it must be a file "
+            "that may be read; correct its rights"
+        ) from error
+    lines: list[Line] = []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+            lines.append({**values, "run": str(values["run"]), "epoch": int(values["epoch"])})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return lines
+
+
+def write_curves(run_dir: Path) -> bool:
+    """Draw ``curves.png`` beside ``metrics.jsonl``; whether there is a picture now.
+
+    Raises:
+        StorageError: the place cannot be read or written.
+    """
+    lines = read_metrics(run_dir)
+    if not lines or find_spec("matplotlib") is None:
+        return False
+    write_atomic(run_dir / CURVES_FILE, draw_curves(lines))
+    return True
+
+
+def draw_curves(lines: Sequence[Line]) -> bytes:
+    """A PNG: three panels side by side, a line for each run name, epochs to the right.
+
+    A value that is not finite or not there leaves a gap.
+    """
+    # Figure alone: pyplot would look for a display and keep every figure.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(dict.fromkeys(line["run"] for line in lines))
+    columns = -(-len(names) // LEGEND_ROWS)
+    figure = Figure(figsize=(12 + 2.2 * columns, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(PANELS))
+    for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
+        for name in names:
+            points = [line for line in lines if line["run"] == name]
+            epochs = [line["epoch"] for line in points]
+            values = [factor * _number(line.get(key)) for line in points]
+            axis.plot(epochs, values, marker=".", label=name)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    if all(_number(line.get("learning_rate")) > 0 for line in lines):
+        axes[-1].set_yscale("log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _number(value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if good else float("nan")

@@ -1,0 +1,140 @@
+"""A short re-tune of a trained patch through the int8 base, before it is exported.
+
+In: a base, a patch, its task's images. Out: the patch with scales, biases, head and depthwise
+kernels moved a little, so that the exported network answers as the float one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from patchdeploy.base import Base
+from patchdeploy.data import ImageDataset
+from patchdeploy.errors import DataError
+from patchdeploy.patch import Patch
+from patchdeploy.patched_model import PatchedModel
+from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.int8_aware import Int8Plan, open_int8
+from patchdeploy.training.loop import predict
+from patchdeploy.training.objective import Forward
+from patchdeploy.training.preparation import choose_device, make_pair, split_images
+from patchdeploy.training.records import open_recorder
+from patchdeploy.training.samples import Samples
+from patchdeploy.training.transfer import TransferRun
+from patchdeploy.training.workers import SINGLE, Workers
+
+RETUNE = TrainConfig(epochs=2, learning_rate=2e-3, through_int8=True)
+"""What `retune_patch_int8` does unless told otherwise."""
+
+
+def retune_patch_int8(
+    base: Base,
+    patch: Patch,
+    images: ImageDataset,
+    config: TrainConfig = RETUNE,
+    *,
+    resolutions: Sequence[int] | None = None,
+    validation: ImageDataset | None = None,
+    teacher: Forward | None = None,
+    workers: Workers = SINGLE,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Patch:
+    """``patch`` after a few epochs through the int8 base; ``patch`` itself is left as it is.
+
+    The statistics stay as they are. A resolution whose int8 network gains nothing on the held-out
+    images, neither accuracy nor likelihood, keeps its tensors. Where all resolutions share one
+    head, it stays as it is.
+
+    Args:
+        images: the task's training images; export with the same, for the same ranges.
+        resolutions: of the patch, in pixels; all unless given. The others are kept as they are.
+        validation: held out to choose the epoch by; by default a share of ``images`` (the same
+            that `train_patch` with this seed holds out).
+        teacher: normalised images -> scores to distil from; by default the float patch itself,
+            with ``config.distillation_weight`` (0 for none).
+        workers, run_dir, resume: as `train_patch`'s.
+
+    Raises:
+        WrongBaseError: the patch was trained on another base.
+        UnknownResolutionError: the patch has no such variant.
+        DataError: images of other classes than the patch's.
+        ConfigError, QuantizationError, NegativeScaleError: see `open_int8` and its ``prepare``.
+    """
+    if images.classes != patch.classes:
+        raise DataError(
+            f"{images.name}: classes {list(images.classes)[:5]} are not those of patch "
+            f"{patch.task!r}, {list(patch.classes)[:5]}; both need the same in the same order; "
+            "give the images that it was trained on"
+        )
+    config = replace(config, through_int8=True)
+    parts = split_images(images, validation, config)
+    sizes = sorted(set(resolutions or patch.resolutions), reverse=True)
+    for px in sizes:
+        patch.tensors(px)
+    device, plan = choose_device(config), Int8Plan(images, float_share=0.0)
+    models = [PatchedModel(base, device) for _ in range(2)]
+    for model in models:
+        model.load_patch(replace(patch, config=replace(patch.config, statistics="frozen")))
+    model, before = models
+    task, head = patch.task, before.tensors() if _shares_head(patch, base) else None
+    scores: dict[str, dict[str, float]] = {}
+    with open_recorder(config.epochs * len(sizes), run_dir, quiet, resume) as recorder:
+        for px in sizes:
+            model.set_active_task(task, px)
+            before.set_active_task(task, px)
+            taught: Forward | None = teacher or (before if config.distillation_weight else None)
+            run = TransferRun(model, task, config, taught, workers, run_dir, resume, recorder, plan)
+            samples = make_pair(parts, px, base, device)
+            run.train(px, samples, head)
+            start = _score(before, px, plan, samples[1], config)
+            end = _score(model, px, plan, samples[1], config)
+            if end <= start:
+                _put(model.tensors(task, px), before.tensors(task, px))
+            told = {"before": start, "after": max(start, end)}
+            scores[str(px)] = {when: round(one.top1, 4) for when, one in told.items()}
+    retuned = model.to_patch(task)
+    settings = {"int8_retune": {"settings": config.to_json(), "validation_top1": scores}}
+    return replace(retuned, config=patch.config, metrics=dict(patch.metrics) | settings)
+
+
+def _shares_head(patch: Patch, base: Base) -> bool:
+    """Several resolutions with equal heads."""
+    first, *others = patch.variants.values()
+    names = [key for key in first if key.startswith(f"{base.head_name}.")]
+    return bool(others) and all(
+        np.array_equal(first[key], other[key]) for other in others for key in names
+    )
+
+
+@dataclass(frozen=True, order=True)
+class _Score:
+    """Top-1 decides; where it is equal, as it often is on few images, the mean log likelihood."""
+
+    top1: float
+    log_likelihood: float
+
+
+def _score(
+    model: PatchedModel, px: int, plan: Int8Plan, held: Samples, config: TrainConfig
+) -> _Score:
+    """Of the active task on ``held`` if it is exported as it is."""
+    forward = open_int8(model, model.active[0], px, plan, config, model)
+    forward.prepare()
+    scores, labels = predict(forward, held, model.device), held.labels.cpu()
+    top1 = float((scores.argmax(1) == labels).double().mean())
+    return _Score(top1, -float(functional.cross_entropy(scores.double(), labels)))
+
+
+@torch.no_grad()
+def _put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for key, value in values.items():
+        tensors[key].copy_(value)

@@ -1,0 +1,173 @@
+"""The folder of one training run: what was asked, where it ran, what came out.
+
+In: a `RunConfig` and whether to go on. Out: ``config.toml`` (as run), ``environment.json`` (one
+entry for each start) and ``summary.json`` beside what training itself writes: ``metrics.jsonl``,
+``curves.png``, ``tensorboard/``, checkpoints, ``patches/``, ``networks/``. A folder belongs to one
+run: another one is refused, so that nothing is mixed or lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchdeploy.errors import ConfigError, StorageError
+from patchdeploy.measure import describe_device
+from patchdeploy.storage import write_atomic
+from patchdeploy.training.curves import METRICS_FILE
+from patchdeploy.training.run_config import RunConfig, parse_run_config
+from patchdeploy.training.run_toml import read_toml, write_toml
+
+CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.toml", "environment.json", "summary.json"
+MAY_DIFFER = ("out", "workers", "loader")
+"""Settings that a run may go on without: where it lies, and how fast it runs."""
+GIT_SECONDS = 10.0
+
+
+def check_run_folder(config: RunConfig, resume: bool) -> None:
+    """Refuse a folder that a new run would spoil, or that holds another run than the one to go on.
+
+    A run that has stopped before its first epoch and its first checkpoint left nothing to lose: its
+    folder is as good as empty.
+
+    Args:
+        resume: go on with the run in the folder; an empty folder begins one.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        StorageError: it cannot be read.
+    """
+    folder = Path(config.out)
+    found = _list_folder(folder)
+    if not found or (CONFIG_FILE in found and not _has_begun(folder)):
+        return
+    if CONFIG_FILE not in found:
+        raise ConfigError(
+            f"{folder} holds {found[0]!r} and no run; a run has a folder of its own; name another "
+            "with --out"
+        )
+    _check_same_run(folder, config, resume)
+
+
+def make_run_folder(config: RunConfig, command: Sequence[str] = ()) -> Path:
+    """Write ``config.toml`` and note this start in ``environment.json``.
+
+    Args:
+        command: as typed.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    folder = Path(config.out)
+    write_atomic(folder / CONFIG_FILE, write_toml(config.to_document()).encode())
+    _add_environment(folder, command)
+    return folder
+
+
+def _has_begun(folder: Path) -> bool:
+    return any(next(folder.rglob(name), None) for name in ("*.pt", METRICS_FILE, SUMMARY_FILE))
+
+
+def _list_folder(folder: Path) -> list[str]:
+    """Names in it; those that begin with a dot are nobody's work."""
+    try:
+        names = [one.name for one in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {folder}: {error.strerror or error}; a run has a folder of its own; name "
+            "another with --out"
+        ) from error
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _check_same_run(folder: Path, config: RunConfig, resume: bool) -> None:
+    if not resume:
+        state = "a finished run" if (folder / SUMMARY_FILE).exists() else "a run that can go on"
+        raise ConfigError(
+            f"{folder} holds {state}; a new run needs a folder of its own; add --resume to go on "
+            "with that one, or name another folder with --out"
+        )
+    path = folder / CONFIG_FILE
+    before = flatten(parse_run_config(read_toml(path), str(path)).to_document())
+    now = flatten(config.to_document())
+    for key in sorted({*before, *now}):
+        if key.partition(".")[0] not in MAY_DIFFER and before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{folder} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
+                "--resume goes on with the same settings; use them, or name another folder with "
+                "--out"
+            )
+
+
+def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables as dotted keys: training.epochs, task.digits.images; lists become tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": one for name, one in flatten(value).items()}
+        elif key == "task":
+            flat["task"] = tuple(row["name"] for row in value)
+            flat |= {
+                f"task.{row['name']}.{name}": one for row in value for name, one in row.items()
+            }
+        else:
+            flat[key] = tuple(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def _add_environment(folder: Path, command: Sequence[str]) -> None:
+    path = folder / ENVIRONMENT_FILE
+    try:
+        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+    except (OSError, ValueError, LookupError, TypeError):
+        starts = []  # damaged; the run does not depend on it
+    starts.append(describe_environment(command))
+    write_atomic(path, json.dumps({"starts": starts}, indent=1).encode())
+
+
+def describe_environment(command: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run's numbers depend on: `describe_device`, torch's threads and GPU, the ranks, the
+    source's version in git where there is one, the command, and when it began.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": list(command),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda if cuda else None,
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+        "git": _describe_git(),
+        **describe_device(),
+    }
+
+
+def _describe_git() -> str | None:
+    """``git describe`` of the working directory; None outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--tags"],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``, which says that the run is finished.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_atomic(folder / SUMMARY_FILE, json.dumps(summary, indent=1).encode())
