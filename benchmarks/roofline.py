@@ -2,8 +2,8 @@
 
 In: a device and a precision, or a step to call. Out: calls that measure peaks (a large matrix
 product, a large copy), and a step's work: floating-point operations of its convolutions and matrix
-products, and bytes that its operators read and write one by one. Operations over peak and bytes over
-bandwidth are two times; the larger is the bound that no unfused program on the device passes.
+products, and bytes that its operators read and write one by one. Operations over peak and bytes
+over bandwidth are two times; the larger is the bound that no unfused program on the device passes.
 Fused programs move fewer bytes, so compiled steps may come below the second.
 """
 

@@ -2,6 +2,7 @@
 
 Bases: ``embedded``; ``torchvision:NAME`` (random weights) or ``torchvision:NAME@WEIGHTS``;
 ``keras:FILE.h5``; ``checkpoint:NAME:FILE`` (torchvision architecture NAME, weights from FILE);
+``detector:NAME`` and ``detector:NAME@WEIGHTS`` (the feature extractor of a torchvision SSD);
 ``trained:FOLDER`` (a network that a training run has left).
 Images: a folder with one folder per class, or ``packaged:NAME:train`` and ``packaged:NAME:test``.
 Where labels do not matter (calibration) any folder of images does.
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from patchdeploy.base import Base
 
 BASE_HELP = (
-    "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5, checkpoint:NAME:FILE or "
-    "trained:FOLDER (NAME is a torchvision architecture)"
+    "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5, checkpoint:NAME:FILE, "
+    "detector:NAME, detector:NAME@WEIGHTS or trained:FOLDER (NAME is a torchvision architecture)"
 )
 _PACKAGED = "packaged:"
 
@@ -54,6 +55,9 @@ def open_base(name: str) -> Base:
     if kind == "torchvision" and rest:
         architecture, _, weights = rest.partition("@")
         return Base.from_torchvision(architecture, weights=weights or None)
+    if kind == "detector" and rest:
+        architecture, _, weights = rest.partition("@")
+        return Base.from_detector(architecture, weights or None)
     if kind == "keras" and rest:
         return Base.from_keras_mobilenet_v2(Path(rest))
     if kind == "checkpoint" and ":" in rest:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cells import Record, Spread, spread
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 COMPARABLE = 0.02
@@ -48,7 +48,7 @@ class Gap:
         own = self.spread
         if own.count < 2:
             return math.inf
-        quantile = float(student.ppf(CONFIDENCE, own.count - 1))
+        quantile = float(stdtrit(own.count - 1, CONFIDENCE))
         return quantile * own.deviation / math.sqrt(own.count)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import Cell, Record, run_cells, spread
+from cells import Cell, Record, Spread, run_cells, spread
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -147,15 +147,19 @@ def show(records: Sequence[Record], console: Console) -> None:
             top1 = {part: spread([one["top1"] for one in found]) for part, found in parts.items()}
             gaps = [r["float test"]["top1"] - r[f"{way} test"]["top1"] for r in rows]
             gap, same = spread(gaps), spread([one["same_answer"] for one in parts["test"]])
-            values = (top1["validation"], top1["test"], gap, same)
-            shown = [value.percent() for value in values]
+            shown = [_percent(v) for v in (top1["validation"], top1["test"], gap, same)]
             table.add_row(place[0], place[1], str(len(rows)), way, *shown)
     console.print(table)
     ratios = [r["step"]["int8_ms"] / r["step"]["float_ms"] for r in records]
+    calibration_ms = np.median([r["step"]["calibration_ms"] for r in records])
     console.print(
         f"a step through int8 takes {np.median(ratios):.2f} times a float one (median of "
-        f"{len(ratios)}); calibration {np.median([r['step']['calibration_ms'] for r in records]):.0f} ms"
+        f"{len(ratios)}); a calibration {calibration_ms:.0f} ms"
     )
+
+
+def _percent(one: Spread) -> str:
+    return f"{100 * one.mean:.2f} ± {100 * one.deviation:.2f}"
 
 
 def main() -> None:
