@@ -174,16 +174,16 @@ def _result(done: Future[Record], experiment: str, cell: Cell) -> Record:
 
 def _keep(path: Path, experiment: str, key: str, record: Record) -> None:
     """Add one record to what the file holds now: another run may have added its own."""
+    device = describe_device()
     document = _read(path, experiment)
     document["cells"][key] = record
-    document["device"] = describe_device()
+    document["device"] = device
     write_atomic(path, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _timed(measure: Callable[[Mapping[str, Any], int], Record], cell: Cell) -> Record:
-    import torch
-
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):  # imported with what measures, where it needs it
+        torch.set_num_threads(1)
     start = time.perf_counter()
     record = measure(cell.settings, cell.seed)
     return {**record, "seconds": round(time.perf_counter() - start, 1)}

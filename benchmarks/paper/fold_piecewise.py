@@ -136,11 +136,11 @@ def find_stages(
     """How the number of components depends on b_0 of the first layer, for every real b_0.
 
     The later layers do not depend on b_0, so the question is when {x in domain: q(x; b) in T}
-    changes its shape, T being the target pulled back through them. Between two of these biases
-    nothing changes: those where two nodes (hinges, ends of the domain) trade places, and those
-    where s at a node equals half an end of T. s at a node is affine in b_0 between kinks, so
-    all of them are roots of rational linear equations; the count is then taken at every one and
-    once between neighbours.
+    changes its shape, T being the target pulled back through them. Between two of the biases where
+    s at a node (a hinge, an end of the domain) equals half an end of T nothing changes: every node
+    stays on its side of every level, and two nodes that trade places are on the same sides. s at a
+    node is affine in b_0 between kinks, so all these biases are roots of rational linear
+    equations; the count is then taken at every one and once between neighbours.
 
     Returns:
         Stages from the lowest bias to the highest; neighbours differ in their count.
@@ -173,7 +173,7 @@ def _critical_biases(
     ]
     kinks = sorted({-node for node in fixed})
     pieces = list(zip((-inf, *kinks), (*kinks, inf), strict=True))
-    roots = set(kinks)
+    roots: set[Fraction] = set()
     for low, high in pieces:
         one = _between(low, high)
         two = _between(one, high)  # a second point of the same piece

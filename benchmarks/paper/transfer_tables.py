@@ -22,8 +22,8 @@ ROWS: Mapping[str, Any] = {
     "all weights": ALL,
 }
 RATES: Mapping[str, float] = {
-    "last layer": 0.1,
-    "S/B, random last layer": 0.01,
+    "last layer": 0.01,
+    "S/B, random last layer": 0.03,
     "S/B + last layer": 0.01,
     "DW + last layer": 0.01,
     "S/B + DW + last layer": 0.01,
@@ -232,8 +232,8 @@ def table6_cells(quick: bool, seeds: int) -> list[Cell]:
     """What statistics do to the last layer, and with scales and biases beside it."""
     common = QUICK if quick else FULL
     rows: Mapping[str, Any] = {
-        "last layer": ([LAST], "frozen", 0.1),
-        "+ statistics of the new images": (["statistics", LAST], "reestimated", 0.1),
+        "last layer": ([LAST], "frozen", 0.01),
+        "+ statistics of the new images": (["statistics", LAST], "reestimated", 0.01),
         "+ learned scales and biases": ([SB, LAST], "reestimated", 0.01),
         "learned scales and biases, frozen statistics": ([SB, LAST], "frozen", 0.01),
         "learned scales and biases, batch statistics": ([SB, LAST], "batch", 0.01),

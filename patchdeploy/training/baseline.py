@@ -18,7 +18,7 @@ from patchdeploy.patch import PatchConfig
 from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.loop import Trainee, fit, predict
-from patchdeploy.training.objective import Forward
+from patchdeploy.training.objective import Forward, compile_forward
 from patchdeploy.training.preparation import (
     choose_device,
     digest,
@@ -129,9 +129,11 @@ def _all_weights(
     if statistics == "batch":
         kept |= {key: value for key, value in module.named_buffers() if value.is_floating_point()}
 
+    run = compile_forward(module, config)
+
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         module.train(statistics == "batch" and torch.is_grad_enabled())
-        scores: torch.Tensor = module(inputs)
+        scores: torch.Tensor = run(inputs)
         return scores
 
     name = f"{images.name}@{samples[0].inputs.shape[1]} all"

@@ -7,7 +7,7 @@ member's own, a forward pass for each member, and at the end a new `Base` with a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class JointModel:
         learned: names in ``shared`` that gradients reach.
         private: each member's own tensors, by its name.
         members: by name.
+        run: `run_structure`, or its compiled form.
     """
 
     base: Base
@@ -67,12 +68,13 @@ class JointModel:
     learned: frozenset[str]
     private: Mapping[str, Mapping[str, Tensor]]
     members: Mapping[str, Member]
+    run: Callable[..., Any] = run_structure
 
     def forward(self, name: str, images: Tensor) -> Any:
         """Scores [N, classes] of member ``name``; batch statistics while gradients are on."""
         tensors = {**self.shared, **self.private[name]}
         config = self.members[name].config
-        return run_structure(self.structure, tensors, images, config, training=True)
+        return self.run(self.structure, tensors, images, config, training=True)
 
     def groups(self) -> dict[Scope, dict[str, Tensor]]:
         """What gradients reach, by the rate that suits it.
@@ -178,6 +180,7 @@ def make_joint(
     *,
     shared_head: Mapping[str, Tensor] | None = None,
     learn_shared: bool = True,
+    run: Callable[..., Any] = run_structure,
 ) -> JointModel:
     """The network of a joint run, at the base's values.
 
@@ -219,6 +222,7 @@ def make_joint(
         frozenset(learned),
         private,
         {one.name: one for one in members},
+        run,
     )
     for group in model.groups().values():
         for value in group.values():

@@ -17,10 +17,11 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patch_forward import run_structure
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.loop import FitResult, Trainee, fit
-from patchdeploy.training.objective import autocast, classification_loss
+from patchdeploy.training.objective import autocast, classification_loss, compile_forward
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
@@ -111,7 +112,8 @@ def train_tasks(
     _check_statistics(patch_config)
     check_resolutions(base, [_resolution(base, one) for one in tasks])
     members = [Member(one.task, len(one.images.classes), patch_config) for one in tasks]
-    model = make_joint(base, members, choose_device(config))
+    run = compile_forward(run_structure, config)
+    model = make_joint(base, members, choose_device(config), run=run)
     sources = [_make_source(base, model, one, k, config) for k, one in enumerate(tasks)]
     trainee = Trainee(
         name="tasks",

@@ -20,11 +20,17 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patch_forward import run_structure
 from patchdeploy.patch_tensors import random_head
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.loop import Trainee, fit
-from patchdeploy.training.objective import autocast, classification_loss, distillation_loss
+from patchdeploy.training.objective import (
+    autocast,
+    classification_loss,
+    compile_forward,
+    distillation_loss,
+)
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
@@ -71,6 +77,12 @@ class ResolutionsConfig:
                     f"resolutions {key}={getattr(self, key)!r}; it must be "
                     f"{' or '.join(choices)}; correct it"
                 )
+        if self.learn == "patch" and not self.private:
+            raise ConfigError(
+                "resolutions learn='patch' with private=False; resolutions that share scales and "
+                "biases over a frozen base would train the head alone; set private to True, or "
+                "learn to 'all'"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,7 @@ def train_resolutions(
 
 
 def _renews(settings: ResolutionsConfig) -> bool:
-    return settings.learn == "all" or not settings.private
+    return settings.learn == "all"
 
 
 def _make_model(
@@ -188,6 +200,7 @@ def _make_model(
         choose_device(config),
         shared_head=head,
         learn_shared=_renews(settings),
+        run=compile_forward(run_structure, config),
     )
     return model, patch_config
 

@@ -100,6 +100,12 @@ def test_at_minus_a_tenth_the_third_component_is_one_point():
         Interval(Fraction(4, 5), Fraction(17, 20)),
     )
     assert folds.count_components(preimage, count_points=False) == 2
+    page = (ROOT / "docs" / "paper" / "folding_1d.md").read_text()
+    left, middle, right = (f"[{one.low}, {one.high}]" for one in preimage)
+    assert left in page
+    assert right in page
+    assert middle == "[1/2, 1/2]"
+    assert "the single point 1/2" in page
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,22 @@ def test_a_resolution_that_was_not_asked_for_stays(
         retune_patch_int8(base, patch, digits, RETUNE, resolutions=(20,), quiet=True)
 
 
+def test_a_retune_measures_no_statistics_anew(
+    base: Base, digits: ImageDataset, patch: Patch
+) -> None:
+    learned = replace(patch, config=replace(patch.config, statistics="reestimated"))
+    config = replace(RETUNE, epochs=6, learning_rate=1e-3)
+    retuned = retune_patch_int8(base, learned, digits, config, resolutions=(12,), quiet=True)
+    assert retuned.config == learned.config
+    changed = [
+        key
+        for key, value in patch.tensors(12).items()
+        if not np.array_equal(retuned.tensors(12)[key], value)
+    ]
+    assert changed  # the re-tune was kept
+    assert not any(key.endswith(("running_mean", "running_var")) for key in changed)
+
+
 def test_a_retune_that_only_harms_is_dropped(
     base: Base, digits: ImageDataset, patch: Patch
 ) -> None:

@@ -15,6 +15,7 @@ from patchdeploy.data import Preprocessing, load_packaged
 from patchdeploy.errors import UnsupportedOperatorError
 from patchdeploy.floatnet import FloatRunner
 from patchdeploy.fold import fold_patch
+from patchdeploy.graph import Pointwise
 from patchdeploy.lower import lower_base
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patch_tensors import initial_tensors
@@ -23,8 +24,10 @@ from patchdeploy.quantize.arithmetic import requantize
 from patchdeploy.quantize.base import orient, quantize_base, quantize_kernel
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.executor import run_integer
+from patchdeploy.quantize.model import ActivationParams
+from patchdeploy.quantize.pointwise import _evaluate
 from patchdeploy.quantize.variant import quantize_variant
-from patchdeploy.training.int8_network import Int8Network, restore_pixels
+from patchdeploy.training.int8_network import Int8Network, _make_tables, restore_pixels
 from patchdeploy.training.int8_rounding import (
     look_up,
     replace_value,
@@ -295,6 +298,23 @@ def test_a_table_gives_its_entry_and_its_slope():
     assert steps.grad.tolist() == [0, 120 / 256, 255 / 256]
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", "hard_swish"])
+def test_the_slope_of_a_table_is_that_of_the_function_where_it_does_not_saturate(kind):
+    x, y = ActivationParams(np.float32(0.05), 20), ActivationParams(np.float32(1 / 64), -100)
+    table, slope = _make_tables(Pointwise("p", "x", "y", kind), x, y, CPU)
+    real = (np.arange(-128, 128) - 20) * float(x.scale)
+    # Central differences over half a code: their error is h^2 f''' / 6 < 0.025^2 / 6 of a slope of
+    # at most 1.5, times 0.05 * 64 steps; hard_swish bends at +-3, left out.
+    ends = [_evaluate(kind, real + sign * 0.025) for sign in (-1, 1)]
+    steps = _evaluate(kind, real) / float(y.scale)
+    inside = (steps > -28) & (steps < 227)
+    expected = np.where(inside, (ends[1] - ends[0]) / float(y.scale), 0.0)
+    smooth = np.abs(np.abs(real) - 3) > 0.025
+    np.testing.assert_allclose(slope.numpy()[smooth], expected[smooth], atol=0.001)
+    assert slope.max() > 0.7
+    assert torch.equal(table, torch.tensor(np.rint(steps).clip(-28, 227)).float())
+
+
 def test_folding_is_differentiable_in_all_that_a_patch_owns():
     base = Base.embedded()
     structure = build_rows(quantize_base(lower_base(base), CLASSES), CLASSES, CPU)
@@ -350,6 +370,26 @@ def test_gradients_point_the_way_of_the_float_networks(name):
     moves = [{k: sign * far * v.grad for k, v in leaves.items()} for sign in (-1, 1)]
     slope = (float_loss(moves[1]) - float_loss(moves[0])) / (2 * far)
     assert slope == pytest.approx(total, rel=0.2)
+
+
+def test_clipped_scores_still_teach_the_head_and_clipped_values_before_it_do_not():
+    graph = conv_stack()
+    images = random_images(6, PX)
+    tensors = {key: value.requires_grad_() for key, value in explicit_patch(graph).items()}
+    network, _, _ = both(graph, tensors, images)
+    site = network.sites.index(graph.output)
+    network.scales[site] *= 1e-3  # every score is far out of range
+    network(tensors, planes(images))[:, 0].sum().backward()
+    assert tensors["head.weight"].grad.abs().max() > 0
+    tensors["head.weight"].grad = None
+    for key in ("stem.patch_scale", "last.patch_bias"):
+        assert tensors[key].grad.abs().max() > 0
+        tensors[key].grad = None
+    for value in ("last:out", "pool:out"):  # and every value that the head reads
+        network.scales[network.sites.index(value)] *= 1e-6
+    network(tensors, planes(images))[:, 0].sum().backward()
+    assert not tensors["stem.patch_scale"].grad.any()
+    assert tensors["head.weight"].grad.abs().max() > 0
 
 
 def test_gradients_reach_the_patch_and_nothing_of_the_base():

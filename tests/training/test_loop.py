@@ -117,17 +117,24 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, run: str, epoch: int) -> None:
         def enter() -> Any:
             record_it = inner()
 
-            def record(one: EpochRecord) -> None:
-                record_it(one)
-                if (one.run, one.epoch) == (run, epoch):
-                    raise Killed
-
-            return record
+            return _Deadly(record_it, run, epoch)
 
         manager.__enter__ = enter
         return _Manager(enter, manager.__exit__)
 
     monkeypatch.setattr(transfer, "open_recorder", open_deadly)
+
+
+class _Deadly:
+    """A recorder that dies with the record of one epoch."""
+
+    def __init__(self, recorder: Any, run: str, epoch: int) -> None:
+        self._recorder, self._last, self.step = recorder, (run, epoch), recorder.step
+
+    def __call__(self, one: EpochRecord) -> None:
+        self._recorder(one)
+        if (one.run, one.epoch) == self._last:
+            raise Killed
 
 
 class _Manager:
@@ -463,7 +470,8 @@ def test_numbers_reach_json_lines_and_tensorboard(
     rows = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     first, *events = read_events(next((tmp_path / "tensorboard").iterdir()))
     assert first.file_version == "brain.Event:2"
-    for tag, key in (("loss", "loss"), ("top1", "validation_top1")):
+    keys = {"loss": "loss", "top1": "validation_top1", "learning_rate": "learning_rate"}
+    for tag, key in keys.items():
         found = [
             (event.step, value.simple_value)
             for event in events
@@ -471,7 +479,7 @@ def test_numbers_reach_json_lines_and_tensorboard(
             if value.tag == f"optical_digits@8/{tag}"
         ]
         assert found == [(row["epoch"], float(np.float32(row[key]))) for row in rows]
-    assert len(events) == 4
+    assert len(events) == 2 * len(keys)
     # Both in one process abort it, in the LLVM that each brings.
     assert "tensorflow" not in sys.modules
     assert set(rows[0]) == set(EpochRecord.__annotations__)
@@ -513,10 +521,13 @@ def test_a_new_run_begins_a_new_file_and_a_resumed_one_goes_on(tmp_path: Path) -
 
 
 def test_metrics_that_cannot_be_written_are_a_storage_error(tmp_path: Path) -> None:
-    with open_recorder(1, tmp_path, quiet=True) as recorder:
-        (tmp_path / METRICS_FILE).mkdir()
-        with pytest.raises(StorageError) as caught:
+    def write() -> None:
+        with open_recorder(1, tmp_path, quiet=True) as recorder:
+            (tmp_path / METRICS_FILE).mkdir()
             recorder(record(1))
+
+    with pytest.raises(StorageError) as caught:
+        write()
     assert str(caught.value) == (
         f"cannot append to {tmp_path / METRICS_FILE}: Is a directory; free space; the last "
         "checkpoint is whole, so resume goes on from there"
