@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from patchdeploy.base import Base
     from patchdeploy.export import CalibrationConfig, export_bundle, export_patch
     from patchdeploy.patch import Patch, PatchConfig, count_parameters
+    from patchdeploy.patch_counts import count_family
     from patchdeploy.patched_model import PatchedModel, attach_patch
+    from patchdeploy.patched_model_mixed import MixedTaskModel
     from patchdeploy.training import (
         ResolutionsConfig,
         TaskImages,
@@ -53,6 +55,7 @@ __all__ = [
     "Engine",
     "ImageDataset",
     "LoadConfig",
+    "MixedTaskModel",
     "OverlapWarning",
     "Patch",
     "PatchConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "add_task",
     "attach_patch",
     "compose_scenes",
+    "count_family",
     "count_parameters",
     "export_bundle",
     "export_patch",
@@ -94,6 +98,7 @@ __all__ = [
 _NEEDS_TORCH = {
     "Base": "base",
     "CalibrationConfig": "export",
+    "MixedTaskModel": "patched_model_mixed",
     "Patch": "patch",
     "PatchConfig": "patch",
     "PatchedModel": "patched_model",
@@ -102,6 +107,7 @@ _NEEDS_TORCH = {
     "TaskImages": "training",
     "TrainConfig": "training",
     "attach_patch": "patched_model",
+    "count_family": "patch_counts",
     "count_parameters": "patch",
     "export_bundle": "export",
     "export_patch": "export",

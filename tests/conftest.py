@@ -5,6 +5,7 @@ cores are busy; results are the same.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 settings.register_profile("repeatable", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")
+
+# A shell that starts a job in the background makes it ignore SIGINT, and so all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest runs in importlib mode, which adds no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))

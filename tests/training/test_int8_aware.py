@@ -18,7 +18,7 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.quantize.executor import IntegerResult, run_integer
 from patchdeploy.quantize.model import unflatten_variant
-from patchdeploy.training import TrainConfig, train_baseline, train_patch
+from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.training.int8_aware import BEGUN, SCALES, ZERO_POINTS, Int8Plan, open_int8
 from patchdeploy.training.int8_retune import retune_patch_int8
 from patchdeploy.training.loop import EpochRecord
@@ -346,7 +346,7 @@ def test_what_int8_cannot_follow_is_refused(base: Base, digits: ImageDataset) ->
         "steps, so it is not compiled; set one of both to False"
     )
     with pytest.raises(ConfigError) as caught:
-        train_baseline(base, digits, "head", THROUGH, resolution=PX, quiet=True)
+        open_int8(model, "t", PX, None, THROUGH, model)
     assert str(caught.value) == (
         "training through_int8=True; this method has no int8 form, only patches over a frozen base "
         "have; set it to False, and re-tune the patch afterwards (retune_patch_int8)"
