@@ -87,7 +87,7 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
             values = [factor * _number(line.get(key)) for line in points]
             axis.plot(epochs, values, marker=".", label=name)
         axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
     if all(_number(line.get("learning_rate")) > 0 for line in lines):
         axes[-1].set_yscale("log")
