@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,28 @@ FULL = {"network": "imagenet", "images": 1000, "tests": 1000, "px": 64, "epochs"
 QUICK = {"network": "embedded", "images": 96, "tests": 100, "px": 32, "epochs": 1, "batch": 32}
 
 
-def table2_cells(quick: bool, seeds: int) -> list[Cell]:
-    """Every row of ROWS on every data set."""
-    common = {**(QUICK if quick else FULL), "statistics": "frozen"}
+def _grid(
+    common: Mapping[str, Any], rows: Mapping[str, Any], datasets: Sequence[str], seeds: int
+) -> list[Cell]:
+    """A cell for each data set, row and seed; ``rows`` are (kinds, statistics, rate)."""
     return [
         Cell(
             row,
             dataset,
             seed,
-            {**common, "dataset": dataset, "kinds": kinds, "rate": RATES[row]},
+            {**common, "dataset": dataset, "kinds": kinds, "statistics": how, "rate": rate},
         )
-        for dataset in (DATASETS[:1] if quick else DATASETS)
-        for row, kinds in ROWS.items()
+        for dataset in datasets
+        for row, (kinds, how, rate) in rows.items()
         for seed in range(seeds)
     ]
+
+
+def table2_cells(quick: bool, seeds: int) -> list[Cell]:
+    """Every row of ROWS on every data set."""
+    common = QUICK if quick else FULL
+    rows = {row: (kinds, "frozen", RATES[row]) for row, kinds in ROWS.items()}
+    return _grid(common, rows, DATASETS[:1] if quick else DATASETS, seeds)
 
 
 def table2_claims(records: Records) -> list[Claim]:
@@ -134,17 +142,7 @@ def table3_random_cells(quick: bool, seeds: int) -> list[Cell]:
         "S/B, random last layer": ([SB], "reestimated", 0.02),
         "all weights": (ALL, "batch", 3e-3),
     }
-    return [
-        Cell(
-            row,
-            dataset,
-            seed,
-            {**common, "dataset": dataset, "kinds": kinds, "statistics": how, "rate": rate},
-        )
-        for dataset in (DATASETS[:1] if quick else DATASETS)
-        for row, (kinds, how, rate) in rows.items()
-        for seed in range(seeds)
-    ]
+    return _grid(common, rows, DATASETS[:1] if quick else DATASETS, seeds)
 
 
 def table3_claims(records: Records) -> list[Claim]:
@@ -186,26 +184,16 @@ TABLE3_RANDOM = Experiment(
 
 def table3_detector_cells(quick: bool, seeds: int) -> list[Cell]:
     """A detector's feature extractor, re-purposed."""
-    common = {**(QUICK if quick else FULL), "network": "detector", "statistics": "frozen", "px": 96}
+    common = {**(QUICK if quick else FULL), "network": "detector", "px": 96}
     if not quick:
         common |= {"images": 1000, "epochs": 6, "px": 64}
     rows: Mapping[str, Any] = {
-        "last layer": ([LAST], 0.1),
-        "S/B + last layer": ([SB, LAST], 0.01),
-        "S/B, random last layer": ([SB], 0.01),
-        "all weights": (ALL, 1e-3),
+        "last layer": ([LAST], "frozen", 0.1),
+        "S/B + last layer": ([SB, LAST], "frozen", 0.01),
+        "S/B, random last layer": ([SB], "frozen", 0.01),
+        "all weights": (ALL, "frozen", 1e-3),
     }
-    return [
-        Cell(
-            row,
-            dataset,
-            seed,
-            {**common, "dataset": dataset, "kinds": kinds, "rate": rate},
-        )
-        for dataset in (("surfaces",) if quick else ("digits", "surfaces"))
-        for row, (kinds, rate) in rows.items()
-        for seed in range(seeds)
-    ]
+    return _grid(common, rows, ("surfaces",) if quick else ("digits", "surfaces"), seeds)
 
 
 TABLE3_DETECTOR = Experiment(
@@ -239,17 +227,7 @@ def table6_cells(quick: bool, seeds: int) -> list[Cell]:
         "learned scales and biases, frozen statistics": ([SB, LAST], "frozen", 0.01),
         "learned scales and biases, batch statistics": ([SB, LAST], "batch", 0.01),
     }
-    return [
-        Cell(
-            row,
-            dataset,
-            seed,
-            {**common, "dataset": dataset, "kinds": kinds, "statistics": how, "rate": rate},
-        )
-        for dataset in (DATASETS[:1] if quick else DATASETS)
-        for row, (kinds, how, rate) in rows.items()
-        for seed in range(seeds)
-    ]
+    return _grid(common, rows, DATASETS[:1] if quick else DATASETS, seeds)
 
 
 def table6_claims(records: Records) -> list[Claim]:

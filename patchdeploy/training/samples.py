@@ -104,13 +104,14 @@ class Source:
     @property
     def steps(self) -> int:
         """Batches in one pass over the images."""
-        return len(split_batches(torch.arange(len(self.train)), self.batch_size))
+        return count_batches(len(self.train), self.batch_size)
 
     def indices(self, step: int, seed: int) -> Tensor:
         """int64 [n]: the images of global step ``step``; each pass is a new permutation."""
-        passes, within = divmod(step, self.steps)
+        steps = self.steps
+        passes, within = divmod(step, steps)
         order = _permutation(len(self.train), self._seed(seed) * PASS_STRIDE + passes)
-        return split_batches(order, self.batch_size)[within]
+        return _batch_of(order, self.batch_size, steps, within)
 
     def _seed(self, seed: int) -> int:
         return seed + self.stream * STREAM_STRIDE
@@ -186,11 +187,23 @@ def draw_batch(
     return Batch(share.source, inputs, targets, len(inputs) / len(index))
 
 
-def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """``order`` in batches; a last one of a single image joins the one before it, since one image
-    has no variance to normalise by.
+def count_batches(count: int, batch_size: int) -> int:
+    """Batches of ``count`` images; a last one of a single image joins the one before it, since one
+    image has no variance to normalise by.
     """
-    batches = list(torch.split(order, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    whole, left = divmod(count, batch_size)
+    batches = whole + (left > 0)
+    alone = count - (batches - 1) * batch_size == 1
+    return batches - 1 if batches > 1 and alone else max(1, batches)
+
+
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """``order`` in `count_batches` batches."""
+    steps = count_batches(len(order), batch_size)
+    return [_batch_of(order, batch_size, steps, k) for k in range(steps)]
+
+
+def _batch_of(order: Tensor, batch_size: int, steps: int, k: int) -> Tensor:
+    """Batch ``k`` of ``steps``; the last one takes all that is left."""
+    start = k * batch_size
+    return order[start:] if k == steps - 1 else order[start : start + batch_size]
