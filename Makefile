@@ -1,5 +1,7 @@
 # make demo   the main job, offline after installation: train, export, verify, measure, report
 # make test   linter, formatter, strict types, tests
+# make faults every fault row of docs/faults.md at full length (half an hour), then that page
+# make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks
 # make paper  the paper's tables and figures in small (hours), then docs/paper.md
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 TFLITE_RUNTIME := .envs/tflite-runtime
 
-.PHONY: demo test check lint peers bench paper clean
+.PHONY: demo test check lint faults fuzz peers bench paper clean
 
 demo: $(VENV)/.all
 	$(BIN)/patchdeploy demo --out out/demo
@@ -22,6 +24,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(VENV)/.dev
+	$(BIN)/python tests/faults/run.py
+	$(BIN)/python tests/faults/run.py --write-docs
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/faults/fuzz.py --seconds $(FUZZ_SECONDS)
 
 peers: $(VENV)/.dev
 	benchmarks/peers/make_environment.sh litert-torch

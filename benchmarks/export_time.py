@@ -34,12 +34,12 @@ from patchdeploy.bundle import add_task, create_bundle
 from patchdeploy.convert import load_converter
 from patchdeploy.lower import lower_base
 from patchdeploy.measure import measure_interleaved
-from patchdeploy.patchfile import PatchFile
+from patchdeploy.patchfile_steps import fine_steps
+from patchdeploy.patchfile_values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import flatten_variant, neutral_variant
 from patchdeploy.quantize.variant import quantize_variant
-from patchdeploy.reference import reference_sha256
 from patchdeploy.slots import overlay
 
 METHODS = ("minmax", "percentile", "mse")
@@ -61,9 +61,9 @@ def time_task(subject: Subject, bundle: Path, seed: int) -> dict[str, float]:
     values = flatten_variant(subject.quantized, variant)
     stages["quantize"] = time.perf_counter() - start
     classes = tuple(f"class {k}" for k in range(subject.network.classes))
-    base_sha256 = reference_sha256(subject.quantized)
+    patch = PatchFile(task, classes, subject.table.sha256, {subject.px: values}, {})
     start = time.perf_counter()
-    add_task(bundle, PatchFile(task, classes, base_sha256, {subject.px: values}, {}))
+    add_task(bundle, patch, steps=fine_steps(patch.values, subject.table))
     stages["add to bundle"] = time.perf_counter() - start
     return {name: 1e3 * seconds for name, seconds in stages.items()}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,13 @@ from patchdeploy.data import Preprocessing, load_packaged, resize_batch
 from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph
 from patchdeploy.lower import lower_base
-from patchdeploy.patchfile import PatchFile
+from patchdeploy.patchfile_base import make_coding_table
+from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile_values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant, flatten_variant
 from patchdeploy.quantize.variant import quantize_variant
-from patchdeploy.reference import reference_sha256
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from network import Network, build_module, normalise
@@ -65,6 +67,11 @@ class Subject:
     graph: Graph
     quantized: QuantizedBase
     images: NDArray[np.uint8]
+
+    @cached_property
+    def table(self) -> CodingTable:
+        """What patches of it are coded against."""
+        return make_coding_table(self.quantized)
 
     @property
     def px(self) -> int:
@@ -220,7 +227,7 @@ def task_patch_file(
         for px in resolutions
     }
     classes = tuple(f"class {k}" for k in range(subject.network.classes))
-    return PatchFile(task, classes, reference_sha256(subject.quantized), values, {})
+    return PatchFile(task, classes, subject.table.sha256, values, {})
 
 
 def write_bundle(

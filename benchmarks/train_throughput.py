@@ -36,7 +36,7 @@ from roofline import COPY, MATMUL, Peaks, Work, measure_work, peak_calls, synchr
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, Preprocessing
 from patchdeploy.measure import Measurement, measure_interleaved
-from patchdeploy.training import TrainConfig, baseline, mixed, resolutions, transfer
+from patchdeploy.training import TrainConfig, baseline, mixed, resolutions, session, transfer
 from patchdeploy.training.loop import Trainee, make_step
 
 TASKS = 16
@@ -113,13 +113,13 @@ def make_images(setting: Setting, count: int) -> ImageDataset:
     return ImageDataset("noise", pixels, labels, classes)
 
 
-def capture(module: Any, train: Callable[[], object]) -> Trainee:
-    """The `Trainee` that ``train`` hands to ``module.fit``."""
+def capture(train: Callable[[], object]) -> Trainee:
+    """The `Trainee` that ``train`` hands to the loop."""
 
     def stop(trainee: Trainee, *_: object, **__: object) -> None:
         raise CapturedError(trainee)
 
-    with replaced.object(module, "fit", stop):
+    with replaced.object(session, "fit", stop):
         try:
             train()
         except CapturedError as caught:
@@ -142,7 +142,6 @@ def make_candidate(name: str, base: Base, setting: Setting) -> tuple[Callable[[]
         config = replace(config, batch_size=setting.images // TASKS)
         tasks = {f"task_{k}": images for k in range(TASKS)}
         found = capture(
-            mixed,
             lambda: mixed.train_many_patches(
                 base, tasks, config, resolution=setting.px, validation=tasks, quiet=True
             ),
@@ -150,25 +149,21 @@ def make_candidate(name: str, base: Base, setting: Setting) -> tuple[Callable[[]
     elif kind == SIZES:
         count *= len(setting.sizes)
         found = capture(
-            resolutions,
             lambda: resolutions.train_resolutions(base, images, setting.sizes, config, **shared),
         )
     elif kind == ALL:
         found = capture(
-            baseline,
             lambda: baseline.train_baseline(
                 base, images, "all", config, resolution=setting.px, **shared
             ),
         )
     elif kind == PATCH:
         found = capture(
-            transfer,
             lambda: transfer.train_patch(base, images, config, resolutions=[setting.px], **shared),
         )
     else:  # with augmentation set, or its features would be computed once and kept
         whole = replace(config, augment="shift")
         found = capture(
-            transfer,
             lambda: baseline.train_baseline(
                 base, images, "head", whole, resolution=setting.px, **shared
             ),

@@ -22,13 +22,22 @@ from patchdeploy.data import (
     load_packaged,
     warn_overlap,
 )
-from patchdeploy.errors import PatchdeployError
+from patchdeploy.errors import PatchdeployError, PatchRefusedError
+from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
 from patchdeploy.runtime import Engine, Prediction
+from patchdeploy.runtime.bundle_store import open_store
+from patchdeploy.store import Store
 from patchdeploy.verify import VerifyReport, verify_bundle
 
 if TYPE_CHECKING:
     from patchdeploy.base import Base
-    from patchdeploy.export import CalibrationConfig, export_bundle, export_patch
+    from patchdeploy.export import (
+        CalibrationConfig,
+        CodingConfig,
+        Signing,
+        export_bundle,
+        export_patch,
+    )
     from patchdeploy.patch import Patch, PatchConfig, count_parameters
     from patchdeploy.patch_counts import count_family
     from patchdeploy.patched_model import PatchedModel, attach_patch
@@ -52,6 +61,7 @@ __all__ = [
     "Base",
     "Bundle",
     "CalibrationConfig",
+    "CodingConfig",
     "Engine",
     "ImageDataset",
     "LoadConfig",
@@ -59,14 +69,19 @@ __all__ = [
     "OverlapWarning",
     "Patch",
     "PatchConfig",
+    "PatchRefusedError",
     "PatchdeployError",
     "PatchedModel",
     "Prediction",
     "Preprocessing",
     "ResolutionsConfig",
     "RunConfig",
+    "Signing",
+    "SigningKey",
+    "Store",
     "TaskImages",
     "TrainConfig",
+    "TrustedKeys",
     "VerifyReport",
     "add_task",
     "attach_patch",
@@ -81,6 +96,7 @@ __all__ = [
     "load_packaged",
     "load_run_config",
     "open_bundle",
+    "open_store",
     "remove_task",
     "retune_patch_int8",
     "run_training",
@@ -98,12 +114,14 @@ __all__ = [
 _NEEDS_TORCH = {
     "Base": "base",
     "CalibrationConfig": "export",
+    "CodingConfig": "export",
     "MixedTaskModel": "patched_model_mixed",
     "Patch": "patch",
     "PatchConfig": "patch",
     "PatchedModel": "patched_model",
     "ResolutionsConfig": "training",
     "RunConfig": "training.run_config",
+    "Signing": "export",
     "TaskImages": "training",
     "TrainConfig": "training",
     "attach_patch": "patched_model",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -104,6 +105,21 @@ def preprocessing_of(detector: nn.Module, name: str) -> Preprocessing:
         tuple(map(float, values)) for values in (transform.image_mean, transform.image_std)
     )
     return Preprocessing((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), int(size[0]))
+
+
+def checkpoint_arguments(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """What torchvision's model function must be told so that ``state``, of a whole SSD, fits:
+    ``num_classes``, or nothing where its heads are not found.
+
+    The first feature's heads have a row a default box and class, and four a box.
+    """
+    rows = {}
+    for part in ("classification", "regression"):
+        keys = [key for key in state if key.startswith(f"head.{part}_head.module_list.0.")]
+        sizes = [len(state[key]) for key in sorted(keys) if key.endswith("bias")]
+        rows[part] = sizes[-1] if sizes else 0
+    boxes = rows["regression"] // 4
+    return {"num_classes": rows["classification"] // boxes} if boxes else {}
 
 
 def build_ssdlite(classes: int, width_mult: float = 1.0, size_px: int = 320) -> nn.Module:

@@ -1,9 +1,10 @@
 """A bundle: one base per runtime and a patch per task, in a folder that is never half written.
 
-In: a `QuantizedBase` and patch files. Out: a folder: ``manifest.json``, ``base.<format>`` with
-its slot table, ``patches/<task>.safetensors``, and what no app needs, ``reference/`` and
-``float/``. Adding a task writes its patch under a name that is not in use and then replaces the
-manifest, so after any fault the bundle is the old one or the new one.
+In: a `QuantizedBase` and the values of tasks. Out: a folder: ``manifest.json``, ``base.coding``
+(what patches are coded against), ``base.<format>`` with its slot table, ``patches/<task>.pdp``, and
+what no app needs, ``reference/`` and ``float/``. Adding a task writes its patch under a name that
+is not in use and then replaces the manifest, so after any fault the bundle is the old one or the
+new one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from patchdeploy.bundle_manifest import (
     ConverterEntry,
     FileEntry,
@@ -26,7 +30,14 @@ from patchdeploy.bundle_manifest import (
     without_task,
 )
 from patchdeploy.bundle_models import patched, size_report, standalone
-from patchdeploy.bundle_reader import MANIFEST, REFERENCE, Bundle, open_bundle, read_manifest
+from patchdeploy.bundle_reader import (
+    CODING,
+    MANIFEST,
+    REFERENCE,
+    Bundle,
+    open_bundle,
+    read_manifest,
+)
 from patchdeploy.convert import load_converter
 from patchdeploy.errors import (
     AlreadyAttachedError,
@@ -35,7 +46,13 @@ from patchdeploy.errors import (
     UnknownResolutionError,
     WrongBaseError,
 )
-from patchdeploy.patchfile import PatchFile, encode_patch, patch_layout
+from patchdeploy.patchfile import check_patch_file
+from patchdeploy.patchfile_base import make_coding_table
+from patchdeploy.patchfile_coding import CodingSteps
+from patchdeploy.patchfile_keys import TrustedKeys
+from patchdeploy.patchfile_pack import GoldenInputs, PackedPatch, Release, pack_patch
+from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile_values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase, neutral_variant
 from patchdeploy.reference import save_reference
 from patchdeploy.storage import sha256_hex, write_atomic
@@ -61,6 +78,8 @@ def create_bundle(
     resolutions: Sequence[int],
     formats: Sequence[str] = ("tflite", "onnx"),
     float_base_sha256: str | None = None,
+    trusted: TrustedKeys | None = None,
+    table: CodingTable | None = None,
 ) -> Bundle:
     """Write a bundle without tasks: one base file per format, its slots neutral.
 
@@ -69,6 +88,8 @@ def create_bundle(
         resolutions: sides in pixels; a .tflite gets one signature for each.
         formats: converter names.
         float_base_sha256: content hash of the float base; by default the graph's.
+        trusted: keys that must sign the bundle's patches; by default it is a development bundle.
+        table: the base's coding table; by default it is made.
 
     Raises:
         ConfigError: no resolution or format, an unknown converter, or ``path`` is in use.
@@ -86,14 +107,18 @@ def create_bundle(
         files[entry.file], files[entry.slots] = written.data, written.table.to_json()
         converters[name] = entry
     files[REFERENCE] = save_reference(base)
+    table = table or make_coding_table(base)
+    files[CODING] = table.encoded
     manifest = Manifest(
         patchdeploy=current_version(),
         base_name=base.graph.name,
-        base_sha256=sha256_hex(files[REFERENCE]),
+        base_sha256=table.sha256,
+        coding=CODING,
+        trusted=trusted,
         source_sha256=float_base_sha256 or base.graph.base_sha256,
         preprocessing=base.graph.preprocessing,
         resolutions=chosen,
-        layout=patch_layout(base),
+        layout=table.layout,
         converters=converters,
         tasks={},
         files={name: _entry(data, ships=name != REFERENCE) for name, data in files.items()},
@@ -166,27 +191,35 @@ def add_task(
     *,
     float_files: Mapping[str, bytes] | None = None,
     replace_existing: bool = False,
+    steps: CodingSteps | None = None,
+    release: Release | None = None,
+    thumbnails: NDArray[np.uint8] | None = None,
 ) -> Bundle:
     """Add one task; the base's files keep their bytes.
 
     Args:
         float_files: stand-alone float32 models named ``<task>.<px>.onnx``; they do not ship.
         replace_existing: put the patch in the place of a task of that name.
+        steps: how coarsely values are coded; by default exactly.
+        release: sequence number, expiry and signers; by default the next number, unsigned.
+        thumbnails: uint8 [n, 8, 8, 3]: makes a self-test that travels with the patch.
 
     Raises:
         WrongBaseError: the patch was made for another base.
         UnknownResolutionError: a resolution that the bundle was not exported with.
         AlreadyAttachedError: the task is there and ``replace_existing`` is false.
-        PatchFileError, HeadCapacityError, ConfigError: see `encode_patch`.
+        PatchRefusedError: the bundle's keys demand other signatures.
+        PatchFileError, HeadCapacityError, ConfigError: see `pack_patch`.
         StorageError: the disk is full; the bundle is as it was.
     """
     path = Path(path)
     with _locked(path):
         bundle = open_bundle(path, verify_hashes=False)
-        data = _check_addition(bundle, patch_file, replace_existing)
+        _check_addition(bundle, patch_file, replace_existing)
+        data = _pack(bundle, patch_file, steps, release, thumbnails).data
         task, manifest = patch_file.task, bundle.manifest
         before = manifest.tasks.get(task)
-        new = {_free_path(manifest, "patches", f"{task}.safetensors", data): (data, True)}
+        new = {_free_path(manifest, "patches", f"{task}.pdp", data): (data, True)}
         floats: dict[str, str] = {}
         for name, model in (float_files or {}).items():
             place = _free_path(manifest, "float", name, model)
@@ -214,7 +247,31 @@ def add_task(
     return Bundle(path, manifest)
 
 
-def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: bool) -> bytes:
+def _pack(
+    bundle: Bundle,
+    patch_file: PatchFile,
+    steps: CodingSteps | None,
+    release: Release | None,
+    thumbnails: NDArray[np.uint8] | None,
+) -> PackedPatch:
+    before = bundle.manifest.tasks.get(patch_file.task)
+    if release is None:
+        sequence = 1 if before is None else bundle.header(patch_file.task).sequence + 1
+        release = Release(sequence)
+    golden = None if thumbnails is None else GoldenInputs(bundle.reference(), thumbnails)
+    packed = pack_patch(
+        patch_file,
+        bundle.coding_table,
+        bundle.base_files(),
+        steps=steps,
+        release=release,
+        golden=golden,
+    )
+    check_patch_file(packed.data, bundle.policy(patch_file.task))
+    return packed
+
+
+def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: bool) -> None:
     manifest = bundle.manifest
     if patch_file.base_sha256 != manifest.base_sha256:
         raise WrongBaseError(
@@ -233,7 +290,6 @@ def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: boo
             f"task {patch_file.task!r} is in bundle {bundle.path} already; a name stands for one "
             "task; choose another name, remove the task, or ask to replace it"
         )
-    return encode_patch(patch_file, manifest.layout)
 
 
 def _free_path(manifest: Manifest, folder: str, name: str, data: bytes) -> str:

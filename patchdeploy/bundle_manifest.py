@@ -17,10 +17,11 @@ from typing import Any
 
 from patchdeploy.data import Preprocessing
 from patchdeploy.errors import ConfigError, FileFormatError, IntegrityError
-from patchdeploy.patchfile import PatchLayout, check_classes
+from patchdeploy.patchfile_keys import TrustedKeys
+from patchdeploy.patchfile_values import PatchLayout, check_classes
 from patchdeploy.storage import sha256_hex
 
-FORMAT = 1
+FORMAT = 2
 _SELF = "manifest_sha256"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -77,7 +78,10 @@ class Manifest:
     Attributes:
         patchdeploy: version that wrote the manifest.
         base_name: the base's name.
-        base_sha256: of the reference file; what patches name.
+        base_sha256: of the coding table; what patches name.
+        coding: path of the coding table.
+        trusted: the keys that may sign patches of this bundle; None: a development bundle, whose
+            patches are not signed.
         source_sha256: content hash of the float base that was exported.
         preprocessing: how an image becomes the network's input.
         resolutions: sides in pixels that were exported, ascending.
@@ -90,6 +94,8 @@ class Manifest:
     patchdeploy: str
     base_name: str
     base_sha256: str
+    coding: str
+    trusted: TrustedKeys | None
     source_sha256: str
     preprocessing: Preprocessing
     resolutions: tuple[int, ...]
@@ -110,6 +116,7 @@ class Manifest:
             "format": FORMAT,
             "preprocessing": self.preprocessing.to_json(),
             "layout": asdict(self.layout),
+            "trusted": None if self.trusted is None else self.trusted.to_bytes().decode(),
         }
         document[_SELF] = sha256_hex(_canonical(document))
         return _canonical(document)
@@ -182,6 +189,8 @@ def _parse(document: Mapping[str, Any]) -> Manifest:
         patchdeploy=str(document["patchdeploy"]),
         base_name=str(document["base_name"]),
         base_sha256=str(document["base_sha256"]),
+        coding=str(document["coding"]),
+        trusted=_trusted(document["trusted"]),
         source_sha256=str(document["source_sha256"]),
         preprocessing=Preprocessing.from_json(document["preprocessing"]),
         resolutions=_resolutions(document["resolutions"]),
@@ -198,6 +207,10 @@ def _parse(document: Mapping[str, Any]) -> Manifest:
     )
     _check_manifest(manifest)
     return manifest
+
+
+def _trusted(value: str | None) -> TrustedKeys | None:
+    return None if value is None else TrustedKeys.from_bytes(value.encode())
 
 
 def _entry(kind: type[Any], body: Mapping[str, Any], where: str) -> Any:
@@ -244,6 +257,7 @@ def _check_keys(body: Mapping[str, Any], expected: set[str], where: str) -> None
 
 def _check_manifest(manifest: Manifest) -> None:
     named = [path for one in manifest.converters.values() for path in (one.file, one.slots)]
+    named.append(manifest.coding)
     for name, task in manifest.tasks.items():
         check_classes(name, task.classes, manifest.head_capacity)
         named += task.paths

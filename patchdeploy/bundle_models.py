@@ -15,7 +15,9 @@ import numpy as np
 
 from patchdeploy.bundle_reader import REFERENCE, Bundle
 from patchdeploy.convert import load_converter
-from patchdeploy.patchfile import PatchFile
+from patchdeploy.patchfile import ENTRY_BYTES, PREFIX_BYTES, read_container
+from patchdeploy.patchfile_parts import part_lengths
+from patchdeploy.patchfile_values import PatchFile
 from patchdeploy.quantize.model import (
     QuantizedBase,
     QuantizedVariant,
@@ -94,8 +96,8 @@ def size_report(bundle: Bundle) -> dict[str, Any]:
     ``slot_bytes`` that a patch sets, by resolution (``all``: slots that resolutions share), and
     ``duplicated_bytes``: int8 kernels that the file holds more than once (null where the bundle
     was deployed without its reference).
-    ``tasks.<name>``: the patch file's bytes, what of it is the head, and per resolution what is
-    stored for it alone and what it privately sets in each format's file.
+    ``tasks.<name>``: the patch file's bytes by part, what of it is the head, and per resolution
+    what it privately sets in each format's file.
     ``totals.<name>``: bytes that an app with this runtime ships, against one whole model for
     every task and resolution.
     """
@@ -144,17 +146,21 @@ def _duplicated_bytes(bundle: Bundle, name: str) -> int | None:
 
 
 def _task_sizes(bundle: Bundle, task: str, tables: Mapping[str, SlotTable]) -> dict[str, Any]:
-    entry, layout = bundle.task(task), bundle.manifest.layout
-    patch = bundle.patch(task)
-    patch_bytes = bundle.manifest.files[entry.file].bytes
-    copies = 1 if shares_one_head(bundle, patch) else len(patch.values)
-    row_bytes = 8 * len(patch.values) + layout.head_row_elements * copies
-    head_bytes = len(entry.classes) * row_bytes
+    entry = bundle.task(task)
+    data = bundle.read(entry.file)
+    container = read_container(data)
+    parts = part_lengths(container.payload)
+    parts |= {
+        "header": PREFIX_BYTES + len(container.header),
+        "signatures": ENTRY_BYTES * len(container.signatures),
+    }
+    sides = len(entry.resolutions)
     return {
-        "file_bytes": patch_bytes,
+        "file_bytes": len(data),
+        "part_bytes": parts,
         "classes": len(entry.classes),
-        "head_bytes": head_bytes,
-        "bytes_per_resolution_without_head": (patch_bytes - head_bytes) // len(patch.values),
+        "head_bytes": parts["head"],
+        "bytes_per_resolution_without_head": (len(data) - parts["head"]) // sides,
         "resolutions": {
             str(px): {
                 name: sum(s.length_bytes for s in table.slots if s.resolution in (px, None))

@@ -7,6 +7,7 @@ demand, or a typed error that names the file, the hash expected and the hash fou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from patchdeploy.bundle_manifest import ConverterEntry, Manifest, TaskEntry
@@ -17,13 +18,18 @@ from patchdeploy.errors import (
     UnknownResolutionError,
     UnknownTaskError,
 )
-from patchdeploy.patchfile import PatchFile, decode_patch
+from patchdeploy.patchfile import Policy, check_patch_file
+from patchdeploy.patchfile_header import PatchHeader
+from patchdeploy.patchfile_pack import BaseFiles, open_patch
+from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile_values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase
 from patchdeploy.reference import load_reference
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 
 MANIFEST = "manifest.json"
+CODING = "base.coding"
 REFERENCE = "reference/base.safetensors"
 
 
@@ -129,16 +135,54 @@ class Bundle:
             )
         return table
 
+    @cached_property
+    def coding_table(self) -> CodingTable:
+        """What this bundle's patches are coded against.
+
+        Raises:
+            FileFormatError: it does not parse.
+            IntegrityError: it is not the one that the manifest names.
+        """
+        table = CodingTable.from_bytes(self.read(self.manifest.coding))
+        if table.sha256 != self.manifest.base_sha256:
+            raise IntegrityError(
+                f"{self.manifest.coding} of bundle {self.path} has SHA-256 {table.sha256}; patches "
+                f"name base {self.manifest.base_sha256}; export the bundle again"
+            )
+        return table
+
+    def base_files(self) -> BaseFiles:
+        """Every converter's base file and slot table."""
+        return {name: (self.base_file(name), self.table(name)) for name in self.formats}
+
+    def policy(self, task: str | None = None) -> Policy:
+        """What this bundle demands of a patch of ``task`` (None: of any)."""
+        trusted = self.manifest.trusted
+        return Policy(
+            trusted,
+            allow_unsigned=trusted is None,
+            task=task,
+            base_sha256=self.manifest.base_sha256,
+        )
+
+    def header(self, task: str) -> PatchHeader:
+        """The header of ``task``'s patch, its signatures checked.
+
+        Raises:
+            PatchRefusedError: it may not be used.
+        """
+        return check_patch_file(self.read(self.task(task).file), self.policy(task)).header
+
     def patch(self, task: str, resolution: int | None = None) -> PatchFile:
         """The decoded and checked patch of ``task``, at one resolution or (None) all of them.
 
         Raises:
-            PatchFileError, WrongBaseError: it may not be used.
+            PatchRefusedError: it may not be used.
         """
         entry = self.task(task)
-        data, manifest = self.read(entry.file), self.manifest
-        patch = decode_patch(data, manifest.base_sha256, manifest.layout, resolution)
-        if (patch.task, patch.classes) != (task, entry.classes):
+        data = self.read(entry.file)
+        patch = open_patch(data, self.policy(task), self.coding_table, resolution)[1]
+        if patch.classes != entry.classes:
             raise IntegrityError(
                 f"{entry.file} holds task {patch.task!r} with {len(patch.classes)} classes; the "
                 f"manifest records {task!r} with {len(entry.classes)}; add the task again"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchdeploy import cli_keys, cli_patch, cli_store
 from patchdeploy.cli_exit import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, run_app
 from patchdeploy.cli_options import (
     FORMS,
@@ -27,6 +28,17 @@ from patchdeploy.cli_options import (
     parse_integers,
     parse_words,
     show_progress,
+)
+from patchdeploy.cli_signing import (
+    BudgetOption,
+    ExpiresOption,
+    FineOption,
+    KeyOption,
+    TrustedOption,
+    UnsignedOption,
+    read_addition_signing,
+    read_coding,
+    read_signing,
 )
 from patchdeploy.cli_tables import (
     bench_tables,
@@ -111,12 +123,20 @@ def export(
     float_files: Annotated[
         bool, typer.Option("--float", help="Also stand-alone float32 files (they share nothing).")
     ] = False,
+    key: KeyOption = None,
+    trusted: TrustedOption = None,
+    expires: ExpiresOption = None,
+    unsigned: UnsignedOption = False,
+    budget: BudgetOption = None,
+    fine: FineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one shared int8 base and a small patch per task."""
+    """Write one shared int8 base and a small signed patch per task."""
     from patchdeploy.export import export_bundle
     from patchdeploy.patch import Patch
 
+    coding = read_coding(budget, fine)
+    signing = read_signing(key, trusted, expires, unsigned)
     patches = [Patch.from_pretrained(folder) for folder in patch]
     images = dict(_task_images(one) for one in calibration)
     with show_progress("exporting") as report:
@@ -131,6 +151,8 @@ def export(
             formats=parse_words(formats),
             head_capacity=head_capacity,
             float_files=float_files,
+            coding=coding,
+            signing=signing,
             progress=report,
         )
     _print_sizes(bundle, as_json)
@@ -143,12 +165,19 @@ def add(
     calibration: Annotated[str, typer.Option(metavar="IMAGES", help="Training images.")],
     base: BaseOption = "embedded",
     float_files: Annotated[bool, typer.Option("--float", help="Also float32 files.")] = False,
+    key: KeyOption = None,
+    expires: ExpiresOption = None,
+    unsigned: UnsignedOption = False,
+    budget: BudgetOption = None,
+    fine: FineOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add one more task to a bundle; the base's files keep their bytes."""
     from patchdeploy.export import export_patch
     from patchdeploy.patch import Patch
 
+    coding = read_coding(budget, fine)
+    signing = read_addition_signing(bundle, key, expires, unsigned)
     with show_progress("exporting") as report:
         made = export_patch(
             bundle,
@@ -156,6 +185,8 @@ def add(
             Patch.from_pretrained(patch),
             open_calibration(calibration),
             float_files=float_files,
+            coding=coding,
+            signing=signing,
             progress=report,
         )
     _print_sizes(made, as_json)
@@ -172,11 +203,44 @@ def _task_images(text: str) -> tuple[str, Any]:
 
 
 @app.command()
-def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Show which bytes are shared, private and duplicated, per task, resolution and format."""
+def inspect(
+    place: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle folder, or a .pdp file.")
+    ],
+    trusted: TrustedOption = None,
+    of_bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", metavar="BUNDLE", help="Of a .pdp file: what it would change there."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a bundle's bytes, shared and private; or a patch file's header, parts and signers."""
     from patchdeploy.bundle import open_bundle
 
-    _print_sizes(open_bundle(bundle), as_json)
+    if place.is_file():
+        _inspect_file(place, trusted, of_bundle, as_json)
+        return
+    if trusted is not None or of_bundle is not None:
+        raise ConfigError(
+            f"--trusted or --bundle for {place}, which is no .pdp file; a bundle holds its own "
+            "keys and base; leave them out or name a .pdp file"
+        )
+    _print_sizes(open_bundle(place), as_json)
+
+
+def _inspect_file(path: Path, trusted: Path | None, bundle: Path | None, as_json: bool) -> None:
+    from patchdeploy.bundle import open_bundle
+    from patchdeploy.cli_inspect import describe_patch, patch_tables
+    from patchdeploy.patchfile_keys import TrustedKeys
+
+    document = describe_patch(
+        cli_patch.read_patch_file(path),
+        None if trusted is None else TrustedKeys.load(trusted),
+        None if bundle is None else open_bundle(bundle, verify_hashes=False),
+    )
+    emit(as_json, {"file": str(path), **document}, *patch_tables(path, document))
 
 
 def _print_sizes(bundle: Bundle, as_json: bool) -> None:
@@ -314,6 +378,18 @@ def bench(
     with show_progress("measuring"):
         report = bench_bundle(bundle, runtimes=parse_words(runtimes), threads=counts, rounds=rounds)
     emit(as_json, report, *bench_tables(report))
+
+
+app.add_typer(cli_keys.app)
+app.command()(cli_patch.pack)
+app.command()(cli_patch.sign)
+app.command()(cli_patch.check)
+app.command()(cli_store.install)
+app.command()(cli_store.activate)
+app.command()(cli_store.revert)
+app.command("list")(cli_store.list_)
+app.command("clean-up")(cli_store.clean_up)
+app.command()(cli_store.serve)
 
 
 def main() -> None:

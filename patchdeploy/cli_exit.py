@@ -1,7 +1,8 @@
 """How a command ends: exit codes, and an error as one message in place of a traceback.
 
-0 done, 1 a check failed (verify), 2 bad input or usage, 3 an optional package is missing, 4 the
-disk is full or not writable, 5 training cannot go on, 70 a defect of ours, 130 interrupted.
+0 done, 1 a check failed or a patch was refused, 2 bad input or usage, 3 an optional package is
+missing, 4 the disk is full or not writable, 5 training cannot go on, 6 a download failed, 70 a
+defect of ours, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ from collections.abc import Callable
 from rich.markup import escape
 
 from patchdeploy.cli_options import errors_console
-from patchdeploy.errors import MissingExtraError, PatchdeployError, StorageError, TrainingError
+from patchdeploy.errors import (
+    DownloadError,
+    MissingExtraError,
+    PatchdeployError,
+    PatchRefusedError,
+    StorageError,
+    TrainingError,
+)
 
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_MISSING_EXTRA = 3
 EXIT_STORAGE = 4
 EXIT_TRAINING = 5
+EXIT_DOWNLOAD = 6
 EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 
@@ -31,11 +40,14 @@ EXTRAS = {
     "onnx_graphsurgeon": "onnx",
     "onnxruntime": "onnx",
     "h5py": "keras",
+    "httpx": "update",
     "jinja2": "report",
     "matplotlib": "report",
     "mlxtend": "demo",
     "skimage": "demo",
     "sklearn": "demo",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 """The extra that brings a package, by the name it is imported under."""
 
@@ -67,6 +79,10 @@ def run_app(app: Callable[[], object]) -> None:
         _fail(error, EXIT_STORAGE)
     except TrainingError as error:
         _fail(error, EXIT_TRAINING)
+    except DownloadError as error:
+        _fail(error, EXIT_DOWNLOAD)
+    except PatchRefusedError as error:
+        _fail(error, EXIT_CHECK_FAILED)
     except PatchdeployError as error:
         _fail(error, EXIT_BAD_INPUT)
     except Exception as error:
@@ -87,7 +103,15 @@ def run_app(app: Callable[[], object]) -> None:
 
 
 def _fail(message: object, code: int) -> None:
-    errors_console.print(
-        f"[bold red]error:[/] {escape(str(message))}", highlight=False, soft_wrap=True
-    )
+    text = str(message)
+
+    def say() -> None:
+        errors_console.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        say()
+    else:  # torchrun has started this process
+        from patchdeploy.cli_ranks import say_once
+
+        say_once(text, say)
     raise SystemExit(code)

@@ -21,8 +21,8 @@ errors_console = Console(stderr=True)
 BASE_FORMS = (
     "BASE is embedded (the one that ships), torchvision:NAME (random weights), "
     "torchvision:NAME@WEIGHTS, keras:FILE.h5 (a MobileNetV2), checkpoint:NAME:FILE, "
-    "detector:NAME@WEIGHTS (the features of a torchvision SSD) or trained:FOLDER (a network that a "
-    "run has left); NAME is a torchvision architecture."
+    "detector:NAME@WEIGHTS or detector:NAME:FILE (the features of a torchvision SSD) or "
+    "trained:FOLDER (a network that a run has left); NAME is a torchvision architecture."
 )
 IMAGE_FORMS = (
     "IMAGES is a folder with a folder per class, or packaged:NAME:train or packaged:NAME:test, "

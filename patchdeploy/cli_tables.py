@@ -41,6 +41,13 @@ def make_table(
     return table
 
 
+def show_text(text: str) -> str:
+    """Text that others wrote, safe on a terminal: what is not printable becomes its escape."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 def size_tables(report: dict[str, Any]) -> list[Table]:
     """The tables of `patchdeploy.bundle.size_report`."""
     files = [[path, f"{count:,}"] for path, count in report["files"].items()]

@@ -103,7 +103,19 @@ def summary_tables(document: Mapping[str, Any]) -> list[Any]:
             )
     columns = ["task", "resolution", "validation", "test", "images", "parameters trained"]
     title = f"{document['method']}, {document['seconds']:.0f} s, in {document['out']}"
-    return [make_table(title, columns, rows, text=(0,))]
+    tables = [make_table(title, columns, rows, text=(0,))]
+    return [sweep_table(document["sweep"]), *tables] if "sweep" in document else tables
+
+
+def sweep_table(found: Mapping[str, Any]) -> Any:
+    """What each learning rate of a sweep reached, and which is best."""
+    rows = []
+    for one in found["results"]:
+        best = "best" if one["rate"] == found["best_rate"] else ""
+        reached = "not finite" if one["failed"] else f"{100 * one['validation_top1']:.1f} %"
+        rows.append([f"{one['rate']:g}", reached, best])
+    edge = "; the best is at the edge: try rates beyond it" if found["at_edge"] else ""
+    return make_table(f"learning rates{edge}", ["rate", "validation", ""], rows)
 
 
 def _quoted(path: Path) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patchdeploy.errors import ConfigError, DataError, UnreadableImageError
+from patchdeploy.errors_keys import refuse_unknown_keys
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -67,12 +68,7 @@ class Preprocessing:
         Raises:
             ConfigError: a key that is not a field.
         """
-        known = [one.name for one in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(
-                    f"unknown preprocessing key {key!r}; the keys are {', '.join(known)}; remove it"
-                )
+        refuse_unknown_keys(values, [one.name for one in fields(cls)], "unknown preprocessing key")
         triples = {k: tuple(float(v) for v in values[k]) for k in ("mean", "std") if k in values}
         return cls(**{**values, **triples})
 

@@ -130,6 +130,14 @@ class ImageDataset:
         made = cls(name, found.images, found.labels, found.classes, load)
         return without_broken(made, found.unread)
 
+    def labels_as(self, classes: Sequence[str]) -> Labels | None:
+        """The labels as positions in ``classes``, matched by name; None where they are others."""
+        if set(self.classes) != set(classes):
+            return None
+        order = np.array([list(classes).index(name) for name in self.classes], np.int64)
+        mapped: Labels = order[self.labels]
+        return mapped
+
     def __len__(self) -> int:
         return len(self.labels)
 

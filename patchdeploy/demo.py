@@ -26,10 +26,11 @@ from patchdeploy.bundle import Bundle, size_report
 from patchdeploy.bundle_reader import MANIFEST
 from patchdeploy.data import ImageDataset, load_packaged
 from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
-from patchdeploy.export import export_bundle
+from patchdeploy.export import CodingConfig, Signing, export_bundle
 from patchdeploy.measure import describe_device
 from patchdeploy.patch import Patch, PatchConfig, count_parameters
 from patchdeploy.patched_model import PatchedModel
+from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
 from patchdeploy.report import (
     Accuracy,
     Latency,
@@ -232,7 +233,21 @@ def _export(
         list(patches.values()),
         {task: train for task, (train, _) in data.items()},
         float_files=True,
+        coding=CodingConfig(),
+        signing=_signing(out / "keys"),
     )
+
+
+def _signing(folder: Path) -> Signing:
+    """A key of the demo's own, kept beside the bundle and never in it."""
+    path = folder / "demo.pem"
+    if path.exists():
+        key = SigningKey.load(path)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        key = SigningKey.new()
+        key.save(path)
+    return Signing(TrustedKeys((key.public,), threshold=1), (key,))
 
 
 def _int8_accuracies(bundle: Bundle, tests: Mapping[str, ImageDataset]) -> list[Accuracy]:
@@ -289,8 +304,19 @@ def _sizes(bundle: Bundle, drop: float) -> dict[str, Any]:
                 "bytes": [k * resolutions * one_model for k in counts],
             },
         ],
+        "parts": _parts(tasks),
         "report": sizes,
     }
+
+
+def _parts(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes of each task's file by part, the whole file last."""
+    columns = list(next(iter(tasks.values()))["part_bytes"])
+    rows = [
+        {"task": name, "bytes": [*(one["part_bytes"][part] for part in columns), one["file_bytes"]]}
+        for name, one in tasks.items()
+    ]
+    return {"columns": [*columns, "file"], "rows": rows}
 
 
 def _describe_file(path: str) -> str:
@@ -300,6 +326,8 @@ def _describe_file(path: str) -> str:
         return "float32, stand-alone, shares nothing; for verify, does not ship"
     if path.startswith("reference/"):
         return "the quantised base in neutral form; for verify and add, does not ship"
+    if path.endswith(".coding"):
+        return "what patches are coded against; ships"
     return "slot table; ships" if path.endswith(".slots.json") else "the shared int8 base; ships"
 
 

@@ -16,6 +16,7 @@ built-in that a caller would expect, so ``except ValueError`` keeps working.
     |   +-- UnknownTaskError (also KeyError)
     |   +-- UnknownLayerError
     |   +-- NegativeScaleError
+    +-- PatchKeyError (ValueError)          a signing key, or a list of trusted keys
     +-- UnsupportedOperatorError (NotImplementedError)
     +-- QuantizationError (ValueError)
     +-- HeadCapacityError (ValueError)
@@ -24,11 +25,15 @@ built-in that a caller would expect, so ``except ValueError`` keeps working.
     +-- FileFormatError (ValueError)        a file that is truncated or does not parse
     |   +-- SlotTableError
     |   +-- PatchFileError
+    |   |   +-- PatchRefusedError       one check of docs/patch-format.md, by code
+    |   +-- CanonicalTextError          JSON that is not in the one form that is signed or hashed
     +-- IntegrityError (ValueError)         a file whose hash is not the one recorded
     +-- StorageError (OSError)              a disk that is full or not writable
+    +-- DownloadError (OSError)             a server that is gone, slow, or says what it must not
     +-- MissingExtraError (ImportError)
     +-- RuntimeBackendError (RuntimeError)  a runtime refused a model
     +-- TrainingError (RuntimeError)        training cannot go on
+        +-- NonFiniteLossError              a loss that is NaN or infinite
 """
 
 from __future__ import annotations
@@ -89,6 +94,10 @@ class NegativeScaleError(PatchError):
     """A patch whose effective scale turns negative on a row that tasks share."""
 
 
+class PatchKeyError(PatchdeployError, ValueError):
+    """A signing key or a list of trusted keys that cannot be used."""
+
+
 class UnsupportedOperatorError(PatchdeployError, NotImplementedError):
     """An operator that has no lowering rule."""
 
@@ -121,12 +130,59 @@ class PatchFileError(FileFormatError):
     """A patch file that is truncated, or holds values that a slot may not take."""
 
 
+class PatchRefusedError(PatchFileError):
+    """A patch file that failed one of the checks of docs/patch-format.md.
+
+    Attributes:
+        code: of the check, the same in every language.
+        field: what was checked.
+        expected: the rule.
+        got: the value that was found; untrusted, so quoted and cut short.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, code: str, field: str, expected: str, got: str, remedy: str) -> None:
+        super().__init__(
+            f"patch refused ({code}): {field} is {got}; it must be {expected}; {remedy}"
+        )
+        self.code = code
+        self.field = field
+        self.expected = expected
+        self.got = got
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[PatchRefusedError], tuple[str, str, str, str, str]]:
+        """All five parts, so that an error from another process arrives whole."""
+        return type(self), (self.code, self.field, self.expected, self.got, self.remedy)
+
+
+class CanonicalTextError(FileFormatError):
+    """JSON that is not in the canonical form of docs/patch-format.md.
+
+    Attributes:
+        expected: the rule.
+        got: what was found, and where.
+    """
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"text is not canonical: it has {got}; it must be {expected}")
+        self.expected = expected
+        self.got = got
+
+    def __reduce__(self) -> tuple[type[CanonicalTextError], tuple[str, str]]:
+        return type(self), (self.expected, self.got)
+
+
 class IntegrityError(PatchdeployError, ValueError):
     """A file whose SHA-256 is not the one that the manifest records."""
 
 
 class StorageError(PatchdeployError, OSError):
     """The disk is full, or the place cannot be written."""
+
+
+class DownloadError(PatchdeployError, OSError):
+    """A download that did not come to an end: no server, too slow, cut short, or a redirect."""
 
 
 class MissingExtraError(PatchdeployError, ImportError):
@@ -138,4 +194,8 @@ class RuntimeBackendError(PatchdeployError, RuntimeError):
 
 
 class TrainingError(PatchdeployError, RuntimeError):
-    """Training cannot go on (a loss that is not finite, for instance)."""
+    """Training cannot go on (a rank that stopped, for instance)."""
+
+
+class NonFiniteLossError(TrainingError):
+    """A loss that is not finite: most often a learning rate that is too large."""

@@ -26,6 +26,7 @@ from patchdeploy.graph import (
     MaxPool,
     Mul,
     Operator,
+    infer_shapes,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class FloatRunner:
         self._kernels = {
             name: _scaled_kernel(conv, self._dtype) for name, conv in network.convs.items()
         }
+        self._sizes: set[tuple[int, int]] = set()
         self._last_reader: dict[str, int] = {}
         for k, operator in enumerate(network.graph.operators):
             self._last_reader.update(dict.fromkeys(operator.inputs, k))
@@ -63,6 +65,7 @@ class FloatRunner:
 
         Raises:
             DataError: images of another type or shape.
+            UnknownResolutionError: of a size that the network does not serve.
         """
         import torch
 
@@ -91,6 +94,10 @@ class FloatRunner:
                 f"images are {images.dtype} of shape {list(images.shape)}; a network takes uint8 "
                 "[N, H, W, 3] in RGB; decode and resize them with patchdeploy.data"
             )
+        size = (images.shape[1], images.shape[2])
+        if size not in self._sizes:
+            infer_shapes(self.network.graph, *size)
+            self._sizes.add(size)
         pixels = torch.tensor(images).permute(0, 3, 1, 2)
         return pixels.to(self._dtype) - self.network.input_offset
 
@@ -130,6 +137,7 @@ def run_float(
 
     Raises:
         DataError: images of another type or shape.
+        UnknownResolutionError: of a size that the network does not serve.
     """
     return FloatRunner(network)(images, observe).astype(np.float32, copy=False)
 

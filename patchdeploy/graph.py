@@ -13,7 +13,7 @@ follows no convolution is a depthwise 1x1 convolution: the writers then need few
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -185,6 +185,8 @@ class Graph:
         head: name of the convolution that is the last layer.
         channels: channels of every value.
         parameters: base tensors by state-dict name, float32.
+        fixed_maps: by an operator's name, the (height, width), zeros around it included, that the
+            map it reads must have: adaptive pooling to more than 1x1 became a window for it.
     """
 
     name: str
@@ -196,6 +198,7 @@ class Graph:
     operators: tuple[Operator, ...]
     channels: Mapping[str, int]
     parameters: Mapping[str, FloatArray]
+    fixed_maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def convolutions(self) -> Iterator[Conv2d]:
         """Every convolution, in order: the order of the sites in a patch file."""
@@ -225,13 +228,16 @@ def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
     """(height, width, channels) of every value for an input of ``height`` x ``width`` pixels.
 
     Raises:
-        UnknownResolutionError: a map would be empty, or the output would not be 1x1.
+        UnknownResolutionError: a map would be empty, a pooling was lowered for another map, or
+            the output would not be 1x1.
     """
     shapes: dict[str, Shape] = {graph.input: (height, width, graph.channels[graph.input])}
     for operator in graph.operators:
         rows, columns, _ = shapes[operator.inputs[0]]
         if isinstance(operator, Conv2d | MaxPool):
             top, bottom, left, right = operator.padding
+            padded = (rows + top + bottom, columns + left + right)
+            _check_fixed_map(graph, operator.name, padded, f"{height}x{width} px")
             dilation = operator.dilation if isinstance(operator, Conv2d) else (1, 1)
             ceil_mode = isinstance(operator, MaxPool) and operator.ceil_mode
             kernel, stride = operator.kernel, operator.stride
@@ -249,6 +255,16 @@ def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
                 "lower the base with example_px at this one"
             )
     return shapes
+
+
+def _check_fixed_map(graph: Graph, name: str, found: tuple[int, int], asked: str) -> None:
+    wanted = graph.fixed_maps.get(name, found)
+    if wanted != found:
+        raise UnknownResolutionError(
+            f"{asked} would give {name!r} a map of {found[0]}x{found[1]}; it pools adaptively to "
+            f"more than 1x1, which was lowered for {wanted[0]}x{wanted[1]}; choose a resolution "
+            "that gives this map, or pool to 1x1 (AdaptiveAvgPool2d(1)) and train again"
+        )
 
 
 def count_macs(graph: Graph, height: int, width: int) -> int:

@@ -64,6 +64,7 @@ def lower_base(base: Base, example_px: int | None = None, exact_border: bool = F
         operators=operators,
         channels=dict(raw.channels),
         parameters=dict(raw.parameters),
+        fixed_maps=dict(raw.fixed_maps),
     )
 
 
@@ -114,6 +115,7 @@ def _walk(program: torch.export.ExportedProgram, base: Base) -> RawGraph:
         builder.channels,
         builder.parameters,
         base.preprocessing,
+        builder.fixed_maps,
     )
 
 

@@ -136,6 +136,7 @@ class Builder:
     parameters: dict[str, FloatArray] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     selected: dict[tuple[str, tuple[int, ...]], str] = field(default_factory=dict)
+    fixed_maps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def site_name(self, path: str) -> str:
         """``path``, with a number behind it where the module is called more than once."""

@@ -212,7 +212,9 @@ def adaptive_average_pool(builder: Builder, call: Call) -> Value:
             "adaptive_avg_pool2d(1), or a size that divides its input",
         )
     window = (value.height // rows, value.width // columns)
-    return _average(builder, call, value, window, window, (0, 0, 0, 0), math.prod(window))
+    made = _average(builder, call, value, window, window, (0, 0, 0, 0), math.prod(window))
+    builder.fixed_maps[made.name] = (value.height, value.width)
+    return made
 
 
 def _global_average(builder: Builder, call: Call, value: Value, flat: bool = False) -> Value:

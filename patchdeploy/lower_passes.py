@@ -40,6 +40,7 @@ class RawGraph:
     channels: Mapping[str, int]
     parameters: Mapping[str, FloatArray]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    fixed_maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def reader_counts(self) -> Counter[str]:
         """How often each value is read; the graph's output is one reading."""

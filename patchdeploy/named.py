@@ -2,7 +2,8 @@
 
 Bases: ``embedded``; ``torchvision:NAME`` (random weights) or ``torchvision:NAME@WEIGHTS``;
 ``keras:FILE.h5``; ``checkpoint:NAME:FILE`` (torchvision architecture NAME, weights from FILE);
-``detector:NAME`` and ``detector:NAME@WEIGHTS`` (the feature extractor of a torchvision SSD);
+``detector:NAME``, ``detector:NAME@WEIGHTS`` and ``detector:NAME:FILE`` (the feature extractor of a
+torchvision SSD, FILE a checkpoint of the whole detector);
 ``trained:FOLDER`` (a network that a training run has left).
 Images: a folder with one folder per class, or ``packaged:NAME:train`` and ``packaged:NAME:test``.
 Where labels do not matter (calibration) any folder of images does.
@@ -11,7 +12,7 @@ Where labels do not matter (calibration) any folder of images does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 BASE_HELP = (
     "embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5, checkpoint:NAME:FILE, "
-    "detector:NAME, detector:NAME@WEIGHTS or trained:FOLDER (NAME is a torchvision architecture)"
+    "detector:NAME, detector:NAME@WEIGHTS, detector:NAME:FILE or trained:FOLDER (NAME is a "
+    "torchvision architecture)"
 )
 _PACKAGED = "packaged:"
 
@@ -55,6 +57,13 @@ def open_base(name: str) -> Base:
     if kind == "torchvision" and rest:
         architecture, _, weights = rest.partition("@")
         return Base.from_torchvision(architecture, weights=weights or None)
+    if kind == "detector" and ":" in rest:
+        from patchdeploy.base import read_state
+        from patchdeploy.base_detector import checkpoint_arguments
+
+        architecture, _, file = rest.partition(":")
+        arguments: dict[str, Any] = checkpoint_arguments(read_state(Path(file)))
+        return Base.from_detector(architecture, checkpoint=Path(file), **arguments)
     if kind == "detector" and rest:
         architecture, _, weights = rest.partition("@")
         return Base.from_detector(architecture, weights or None)
@@ -94,7 +103,10 @@ def open_images(name: str, load: LoadConfig | None = None) -> ImageDataset:
 
 
 def open_calibration(name: str) -> ImageDataset:
-    """The images that ``name`` stands for; labels do not matter, so any folder of images does.
+    """The images that ``name`` stands for. Any folder of images does.
+
+    Where every image lies in a folder of ``name``, those folders are its classes: coding steps are
+    chosen by the accuracy. Else there is one class without a name.
 
     Raises:
         EmptyCalibrationError: a folder that is not there or holds no image.
@@ -112,7 +124,13 @@ def open_calibration(name: str) -> ImageDataset:
             f"calibration folder {name} {state}; activation ranges need at least 1 image (64 to "
             f"512 are usual) of {', '.join(IMAGE_SUFFIXES)}; name a folder of training images"
         )
-    return ImageDataset(root.name, ImageFiles(paths), np.zeros(len(paths), np.int64), ("",))
+    names = [path.relative_to(root).parts[0] for path in paths]
+    if any(path.parent == root for path in paths):
+        names = [""] * len(paths)
+    classes, labels = np.unique(names, return_inverse=True)
+    return ImageDataset(
+        root.name, ImageFiles(paths), labels.astype(np.int64), tuple(classes.tolist())
+    )
 
 
 def is_packaged(name: str) -> bool:

@@ -34,6 +34,7 @@ from patchdeploy.errors import (
     UnknownLayerError,
     UnknownResolutionError,
 )
+from patchdeploy.errors_keys import refuse_unknown_keys
 from patchdeploy.storage import write_atomic
 
 Kind = Literal["scale_bias", "statistics", "depthwise", "head"]
@@ -105,14 +106,7 @@ class PatchConfig:
         Raises:
             ConfigError: an unknown key or value.
         """
-        known = [one.name for one in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = get_close_matches(key, known, 1)
-                raise ConfigError(
-                    f"unknown patch key {key!r}; the keys are {', '.join(known)}; "
-                    + (f"did you mean {near[0]!r}?" if near else "remove it")
-                )
+        refuse_unknown_keys(values, [one.name for one in fields(cls)], "unknown patch key")
         fixed: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }

@@ -1,276 +1,337 @@
-"""One task's values for every runtime, as one file: encode, decode and check.
+"""The container of a patch file: who signed it, and whether it may be used here, before decoding.
 
-In: a `PatchFile` (labels and the flat slot values of every resolution) and the base's
-`PatchLayout`. Out: bytes, and back the very same arrays, or a typed error before anything is
-applied. This is the one interface to how patches are stored: nothing else knows the encoding.
-
-The encoding is a safetensors file. ``<px>/<name>`` holds one resolution's array and ``<name>``
-one that every resolution shares. Rows of the head beyond the task's classes are not stored:
-`masked_head_rows` derives them. Names and offsets stay with the slot table, so a patch can say
-what to write and never where.
+In: the bytes of a ``.pdp`` file and a `Policy`. Out: a `CheckedPatch`, or a `PatchRefusedError`
+with the code of the first check that failed. Nothing is parsed before its signatures verify, and
+nothing is copied before its hash is right. docs/patch-format.md has the bytes and the order.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+import logging
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
-
-from patchdeploy.errors import (
-    ConfigError,
-    PatchFileError,
-    UnknownResolutionError,
-    WrongBaseError,
+from patchdeploy.errors import PatchRefusedError
+from patchdeploy.patchfile_header import (
+    ENGINE_VERSION,
+    MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    PatchHeader,
+    check_header_length,
 )
-from patchdeploy.patchfile_values import (
-    MASKED_BIAS,
-    PatchFile,
-    PatchLayout,
-    check_activations,
-    check_classes,
-    check_patch,
-    masked_head_rows,
-    masked_scale,
-    padding_rows,
-    patch_layout,
-)
-from patchdeploy.slots import PatchValues
+from patchdeploy.patchfile_keys import SIGNATURE_BYTES, SigningKey, TrustedKeys, verify_signature
+from patchdeploy.storage import sha256_hex
 
-__all__ = [
-    "PatchFile",
-    "PatchLayout",
-    "check_classes",
-    "check_patch",
-    "decode_patch",
-    "encode_patch",
-    "masked_head_rows",
-    "patch_layout",
-]
+MAGIC = b"PDPATCH1"
+CONTEXT = b"patchdeploy patch file, version 1\0"
+"""What every signed message starts with: a signature made for anything else is no signature."""
+PREFIX_BYTES = 16
+ENTRY_BYTES = 1 + SIGNATURE_BYTES
+MAX_SIGNATURES = 4
+MAX_FILE_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + MAX_SIGNATURES * ENTRY_BYTES + MAX_PAYLOAD_BYTES
 
-FORMAT = 1
-_METADATA_KEY = "patchdeploy"
-_METADATA_KEYS = {"format", "task", "classes", "resolutions", "base_sha256", "metrics"}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "weight_scale": np.dtype("<f4"),
-    "bias": np.dtype("<i4"),
-    "activation_scale": np.dtype("<f4"),
-    "activation_zero_point": np.dtype("i1"),
-    "kernels": np.dtype("i1"),
-    "head": np.dtype("i1"),
-}
+_COUNT_AT = 12
+_DAMAGED = "the file is damaged or was not made by patchdeploy; fetch or pack it again"
+_FORGED = "do not use the file; fetch it again, or ask who made it to sign it"
+_ELSEWHERE = "use a patch that was packed for this app and base"
+
+LOGGER = logging.getLogger("patchdeploy.patchfile")
 
 
-def encode_patch(patch: PatchFile, layout: PatchLayout) -> bytes:
-    """``patch`` as bytes; the same patch gives the same bytes.
+@dataclass(frozen=True)
+class Policy:
+    """What a reader demands of a patch file; None: no demand.
+
+    Attributes:
+        trusted: pinned keys; without them no signature counts.
+        allow_unsigned: take files with no signature, with a warning each time; for development.
+        runtime: must be among the file's results.
+        task: the task that it must be for.
+        base_sha256, base_bytes: of the coding table at hand.
+        floor: least sequence number.
+        now: Unix seconds.
+        engine: version of the decoder at hand.
+    """
+
+    trusted: TrustedKeys | None
+    allow_unsigned: bool = False
+    runtime: str | None = None
+    task: str | None = None
+    base_sha256: str | None = None
+    base_bytes: int | None = None
+    floor: int = 0
+    now: int | None = None
+    engine: int = ENGINE_VERSION
+
+
+@dataclass(frozen=True)
+class Container:
+    """The parts of a file, none of them trusted yet.
+
+    Attributes:
+        header: bytes of the header.
+        signatures: (key index, 64 bytes) in the order of the file.
+        payload: a view of the rest; nothing is copied.
+    """
+
+    header: bytes
+    signatures: tuple[tuple[int, bytes], ...]
+    payload: memoryview
+
+
+@dataclass(frozen=True)
+class CheckedPatch:
+    """A file that passed checks 1 to 6.
+
+    Attributes:
+        header: parsed.
+        payload: bytes whose hash the header gives.
+        sha256: of the whole file, its name in a store.
+        signed_by: indices of the keys; empty for an unsigned file.
+    """
+
+    header: PatchHeader
+    payload: bytes
+    sha256: str
+    signed_by: tuple[int, ...]
+
+
+def build_patch(header: PatchHeader, payload: bytes) -> bytes:
+    """The file of ``header`` and ``payload``, unsigned.
 
     Raises:
-        PatchFileError: a value that a slot may not take, or a padding row that is not masked.
-        HeadCapacityError: more classes than the head has rows.
-        ConfigError: a task name, labels or metrics outside the rules.
+        PatchRefusedError: codes "header_length", "length", "payload_hash".
     """
-    check_patch(patch, layout)
-    parts = [_trim_head(values, patch, layout) for _, values in sorted(patch.values.items())]
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, dtype in _DTYPES.items():
-        stored = [np.ascontiguousarray(part[name], dtype) for part in parts]
-        if all(np.array_equal(stored[0], one) for one in stored):
-            arrays[name] = stored[0]
-        else:
-            arrays |= {
-                f"{px}/{name}": one for px, one in zip(sorted(patch.values), stored, strict=True)
-            }
-    return save(arrays, {_METADATA_KEY: _metadata_text(patch)})
+    _check_payload(header, memoryview(payload))
+    return _join(header.to_bytes(), (), payload)
 
 
-def _metadata_text(patch: PatchFile) -> str:
-    metadata = {
-        "format": FORMAT,
-        "task": patch.task,
-        "classes": list(patch.classes),
-        "resolutions": sorted(patch.values),
-        "base_sha256": patch.base_sha256,
-        "metrics": dict(patch.metrics),
-    }
-    try:
-        return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"metrics of task {patch.task!r} are not JSON ({error}); they may hold finite "
-            "numbers, text, lists and mappings; convert or remove the value"
-        ) from error
-
-
-def _trim_head(
-    values: PatchValues, patch: PatchFile, layout: PatchLayout
-) -> dict[str, NDArray[Any]]:
-    """The arrays as stored: padding rows gone, the head apart from the other kernels."""
-    classes = len(patch.classes)
-    masked = masked_head_rows(values, classes, layout)
-    for name in ("weight_scale", "bias", "weights"):
-        if not np.array_equal(getattr(masked, name), getattr(values, name)):
-            raise PatchFileError(
-                f"task {patch.task!r}: {name} of a head row beyond its {classes} classes is not "
-                "masked; those rows follow from the rule of masked_head_rows; apply it first"
-            )
-    rows, elements = padding_rows(classes, layout)
-    kernels = np.delete(values.weights, slice(layout.head_element, elements.stop))
-    return {
-        "weight_scale": np.delete(values.weight_scale, rows),
-        "bias": np.delete(values.bias, rows),
-        "activation_scale": values.activation_scale,
-        "activation_zero_point": values.activation_zero_point,
-        "kernels": kernels,
-        "head": values.weights[layout.head_element : elements.start],
-    }
-
-
-def decode_patch(
-    data: bytes, expected_base_sha256: str, layout: PatchLayout, resolution: int | None = None
-) -> PatchFile:
-    """The patch in ``data``, every value checked.
+def add_signature(data: bytes, key: SigningKey, index: int) -> bytes:
+    """``data`` with one more signature; those that are there stay.
 
     Args:
-        resolution: decode and check this one alone, which is faster; by default all.
+        data: a file that holds together (checks 1, 3 and 4): nobody signs a damaged one.
+        index: of ``key`` among the readers' trusted keys, 0..255.
 
     Raises:
-        PatchFileError: truncated, extended, unknown or missing parts, or a value out of bounds.
-        WrongBaseError: made for another base.
-        HeadCapacityError: more classes than the head has rows.
-        UnknownResolutionError: ``resolution`` is not in it.
+        PatchRefusedError: a check's code; "key_repeated" where key ``index`` has signed already,
+            "signature_count" where 4 have, "key_unknown" for an index that no key can have.
     """
-    try:
-        arrays = load(data)
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        metadata = json.loads(header["__metadata__"][_METADATA_KEY])
-        patch = _parse_metadata(metadata)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, PatchFileError):
-            raise
-        raise PatchFileError(
-            f"patch file of {len(data)} bytes does not parse ({error}); it must be a whole file "
-            "that patchdeploy wrote; copy it again"
-        ) from error
-    if patch.base_sha256 != expected_base_sha256:
-        raise WrongBaseError(
-            f"patch {patch.task!r} was made for base {patch.base_sha256}; this base is "
-            f"{expected_base_sha256}; export the task over this base"
+    container = read_container(data)
+    _check_payload(PatchHeader.from_bytes(container.header), container.payload)
+    if not 0 <= index <= 255:
+        raise PatchRefusedError(
+            "key_unknown",
+            "key index",
+            "from 0 to 255",
+            str(index),
+            "use the key's position in the list of trusted keys",
         )
-    check_classes(patch.task, patch.classes, layout.head_capacity)
-    held = metadata["resolutions"]
-    if resolution is not None and resolution not in held:
-        raise UnknownResolutionError(
-            f"patch {patch.task!r} holds no {resolution} px; it has {', '.join(map(str, held))}; "
-            "choose one of them or export the task again"
-        )
-    _check_names(patch.task, set(arrays), held)
-    chosen = held if resolution is None else [resolution]
-    patch = replace(patch, values={px: _read_values(arrays, px, patch, layout) for px in chosen})
-    check_patch(patch, layout)
-    return patch
+    if index in dict(container.signatures):
+        raise _repeated(index, "sign with another key")
+    _check_count(len(container.signatures) + 1, "pack the patch again to sign it anew")
+    entry = (index, key.sign(signed_message(container.header)))
+    return _join(container.header, (*container.signatures, entry), container.payload)
 
 
-def _check_names(task: str, names: set[str], resolutions: list[int]) -> None:
-    """Each array is there once for all resolutions, or once for each, and nothing else is."""
-    for name in _DTYPES:
-        each = {f"{px}/{name}" for px in resolutions}
-        found = names & ({name} | each)
-        if found not in ({name}, each):
-            raise PatchFileError(
-                f"patch {task!r} holds {sorted(found)} for {name}; it must be there once, or once "
-                "for each resolution; export the task again"
-            )
-        names = names - found
-    if names:
-        raise PatchFileError(
-            f"patch {task!r} holds an unknown array {min(names)!r}; the arrays are "
-            f"{', '.join(_DTYPES)}; export the task again"
-        )
+def signed_message(header: bytes) -> bytes:
+    """What a signature covers: context, the bytes [0, 12) of the file, the header."""
+    return CONTEXT + _start(header) + header
 
 
-def _parse_metadata(metadata: Mapping[str, Any]) -> PatchFile:
-    """Task, labels, base and metrics; ``values`` is still empty."""
-    if metadata["format"] != FORMAT or set(metadata) != _METADATA_KEYS:
-        raise PatchFileError(
-            f"patch file has format {metadata['format']!r} and keys {sorted(metadata)}; this "
-            f"version reads format {FORMAT} with {sorted(_METADATA_KEYS)}; export the task again "
-            "or upgrade patchdeploy"
+def _start(header: bytes) -> bytes:
+    return MAGIC + len(header).to_bytes(4, "little")
+
+
+def _join(
+    header: bytes, signatures: tuple[tuple[int, bytes], ...], payload: bytes | memoryview
+) -> bytes:
+    entries = [bytes([index]) + signature for index, signature in signatures]
+    count = bytes([len(entries), 0, 0, 0])
+    return b"".join([_start(header), count, header, *entries, payload])
+
+
+def read_container(data: bytes) -> Container:
+    """Check 1: sizes and fixed bytes, and where the parts lie.
+
+    Raises:
+        PatchRefusedError: "too_large", "truncated", "magic", "header_length", "reserved",
+            "signature_count".
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise PatchRefusedError(
+            "too_large",
+            "file length",
+            f"at most {MAX_FILE_BYTES} bytes",
+            f"{len(data)} bytes",
+            "do not use the file; no patch is that long",
         )
-    resolutions = metadata["resolutions"]
-    if not resolutions or any(type(px) is not int for px in resolutions):
-        raise PatchFileError(
-            f"patch file lists resolutions {resolutions!r}; they must be at least one integer; "
-            "export the task again"
+    _check_reaches(data, PREFIX_BYTES)
+    if data[:8] != MAGIC:
+        raise PatchRefusedError("magic", "bytes 0 to 7", repr(MAGIC), repr(data[:8]), _DAMAGED)
+    header_bytes = int.from_bytes(data[8:_COUNT_AT], "little")
+    check_header_length(header_bytes, _DAMAGED)
+    if any(data[_COUNT_AT + 1 : PREFIX_BYTES]):
+        raise PatchRefusedError(
+            "reserved", "bytes 13 to 15", "zero", data[_COUNT_AT + 1 : PREFIX_BYTES].hex(), _DAMAGED
         )
-    return PatchFile(
-        task=str(metadata["task"]),
-        classes=tuple(str(label) for label in metadata["classes"]),
-        base_sha256=str(metadata["base_sha256"]),
-        values={},
-        metrics=dict(metadata["metrics"]),
+    _check_count(data[_COUNT_AT], _DAMAGED)
+    entries_at = PREFIX_BYTES + header_bytes
+    payload_at = entries_at + data[_COUNT_AT] * ENTRY_BYTES
+    _check_reaches(data, payload_at)
+    return Container(
+        header=data[PREFIX_BYTES:entries_at],
+        signatures=tuple(
+            (data[at], data[at + 1 : at + ENTRY_BYTES])
+            for at in range(entries_at, payload_at, ENTRY_BYTES)
+        ),
+        payload=memoryview(data)[payload_at:],
     )
 
 
-def _read_values(
-    arrays: Mapping[str, NDArray[Any]],
-    resolution: int,
-    patch: PatchFile,
-    layout: PatchLayout,
-) -> PatchValues:
-    """The full arrays of one resolution, padding rows derived again."""
-    classes = len(patch.classes)
-    spare = layout.head_capacity - classes
-    head_elements = layout.head_capacity * layout.head_row_elements
-    lengths = {
-        "weight_scale": layout.rows - spare,
-        "bias": layout.rows - spare,
-        "activation_scale": layout.sites,
-        "activation_zero_point": layout.sites,
-        "kernels": layout.elements - head_elements,
-        "head": classes * layout.head_row_elements,
-    }
-    part: dict[str, NDArray[Any]] = {}
-    for name, length in lengths.items():
-        key = name if name in arrays else f"{resolution}/{name}"
-        array = arrays.get(key)
-        if array is None or array.shape != (length,) or array.dtype != _DTYPES[name]:
-            found = "is missing" if array is None else f"is {array.dtype} {array.shape}"
-            raise PatchFileError(
-                f"patch {patch.task!r}: array {key!r} {found}; over this base it must be "
-                f"{_DTYPES[name]} {(length,)}; export the task again"
+def _check_reaches(data: bytes, end: int) -> None:
+    if len(data) < end:
+        raise PatchRefusedError(
+            "truncated", "file length", f"at least {end} bytes", f"{len(data)} bytes", _DAMAGED
+        )
+
+
+def _check_count(count: int, remedy: str) -> None:
+    if count > MAX_SIGNATURES:
+        raise PatchRefusedError(
+            "signature_count", "signature count", f"at most {MAX_SIGNATURES}", str(count), remedy
+        )
+
+
+def check_signatures(container: Container, policy: Policy) -> tuple[int, ...]:
+    """Check 2: the indices of the keys that signed. Every signature there must verify.
+
+    Raises:
+        PatchRefusedError: "unsigned", "key_unknown", "key_repeated", "signature", "threshold".
+    """
+    if not container.signatures:
+        _check_unsigned(policy)
+        return ()
+    keys = policy.trusted.keys if policy.trusted is not None else ()
+    message = signed_message(container.header)
+    signed_by: list[int] = []
+    for index, signature in container.signatures:
+        public = keys[index] if index < len(keys) else None
+        if public is None:
+            raise PatchRefusedError(
+                "key_unknown", "key index", "that of a trusted key", str(index), _FORGED
             )
-        part[name] = array
-    check_activations(patch.task, resolution, part["activation_scale"])
-    rows, elements = padding_rows(classes, layout)
-    x, y = part["activation_scale"][[layout.head_input, layout.head_output]]
-    return PatchValues(
-        weight_scale=_widen(part["weight_scale"], rows, masked_scale(x, y)),
-        bias=_widen(part["bias"], rows, MASKED_BIAS),
-        activation_scale=part["activation_scale"],
-        activation_zero_point=part["activation_zero_point"],
-        weights=_join_head(part["kernels"], part["head"], elements, layout),
+        if index in signed_by:
+            raise _repeated(index, _FORGED)
+        if not verify_signature(public, signature, message):
+            raise PatchRefusedError(
+                "signature", f"signature of key {index}", "valid", "not valid", _FORGED
+            )
+        signed_by.append(index)
+    _check_threshold(signed_by, policy)
+    return tuple(signed_by)
+
+
+def _check_unsigned(policy: Policy) -> None:
+    if not policy.allow_unsigned:
+        raise PatchRefusedError(
+            "unsigned",
+            "signature count",
+            "at least 1",
+            "0",
+            "sign the patch; unsigned files are for development alone and must be allowed there",
+        )
+    LOGGER.warning("UNSIGNED patch file taken: anyone can have made it; never ship this setting")
+
+
+def _check_threshold(signed_by: list[int], policy: Policy) -> None:
+    if policy.trusted is not None and len(signed_by) < policy.trusted.threshold:
+        raise PatchRefusedError(
+            "threshold",
+            "number of keys that signed",
+            f"at least {policy.trusted.threshold}",
+            str(len(signed_by)),
+            "have the patch signed with more of the trusted keys",
+        )
+
+
+def _repeated(index: int, remedy: str) -> PatchRefusedError:
+    return PatchRefusedError(
+        "key_repeated", "key index", "one that signed once", f"{index} again", remedy
     )
 
 
-def _widen(stored: NDArray[Any], run: slice, value: Any) -> NDArray[Any]:
-    """``stored`` with ``value`` put in at the places of ``run``."""
-    wide = np.empty(len(stored) + run.stop - run.start, stored.dtype)
-    wide[: run.start], wide[run], wide[run.stop :] = stored[: run.start], value, stored[run.start :]
-    return wide
+def check_patch_file(data: bytes, policy: Policy) -> CheckedPatch:
+    """Checks 1 to 6, in order; the first that fails is the one that is raised.
+
+    Raises:
+        PatchRefusedError: with the code, the field, what was expected and what was found.
+    """
+    container = read_container(data)
+    signed_by = check_signatures(container, policy)
+    header = PatchHeader.from_bytes(container.header)
+    _check_payload(header, container.payload)
+    _check_place(header, policy)
+    _check_time(header, policy)
+    return CheckedPatch(header, bytes(container.payload), sha256_hex(data), signed_by)
 
 
-def _join_head(
-    kernels: NDArray[Any], head: NDArray[Any], padding: slice, layout: PatchLayout
-) -> NDArray[Any]:
-    """The other kernels and, in its place among them, the head with zeros in its padding rows."""
-    first = layout.head_element
-    weights = np.zeros(layout.elements, np.int8)
-    weights[:first], weights[padding.stop :] = kernels[:first], kernels[first:]
-    weights[first : padding.start] = head
-    return weights
+def _check_payload(header: PatchHeader, payload: memoryview) -> None:
+    """Check 4: nothing is missing, nothing follows, and it is what was signed."""
+    if len(payload) != header.payload_bytes:
+        raise PatchRefusedError(
+            "length",
+            "payload length",
+            f"{header.payload_bytes} bytes",
+            f"{len(payload)} bytes",
+            _DAMAGED,
+        )
+    found = sha256_hex(payload)
+    if found != header.payload_sha256:
+        raise PatchRefusedError(
+            "payload_hash", "payload SHA-256", header.payload_sha256, found, _DAMAGED
+        )
+
+
+def _check_place(header: PatchHeader, policy: Policy) -> None:
+    """Check 5: runtime, engine, base, task."""
+    if policy.runtime is not None and policy.runtime not in header.results:
+        made_for = ", ".join(sorted(header.results))
+        raise PatchRefusedError(
+            "runtime", "runtime at hand", f"one of {made_for}", policy.runtime, _ELSEWHERE
+        )
+    if header.engine > policy.engine:
+        raise PatchRefusedError(
+            "engine",
+            "engine version that the patch needs",
+            f"at most {policy.engine}",
+            str(header.engine),
+            "upgrade patchdeploy in the app",
+        )
+    _check_same("base", "base length", header.base_bytes, policy.base_bytes)
+    _check_same("base", "base SHA-256", header.base_sha256, policy.base_sha256)
+    _check_same("task", "task", header.task, policy.task)
+
+
+def _check_same(code: str, field: str, found: object, demanded: object) -> None:
+    if demanded is not None and found != demanded:
+        raise PatchRefusedError(code, field, str(demanded), str(found), _ELSEWHERE)
+
+
+def _check_time(header: PatchHeader, policy: Policy) -> None:
+    """Check 6: not older than the floor, not expired."""
+    if header.sequence < policy.floor:
+        raise PatchRefusedError(
+            "sequence",
+            "sequence",
+            f"at least {policy.floor}",
+            str(header.sequence),
+            "fetch a newer patch; an older one may hold mistakes that were corrected since",
+        )
+    if policy.now is not None and 0 < header.expires <= policy.now:
+        raise PatchRefusedError(
+            "expired",
+            "time of expiry",
+            f"after {policy.now}",
+            str(header.expires),
+            "fetch a newer patch; if the clock is wrong, set it",
+        )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from patchdeploy.errors import ConfigError, HeadCapacityError, PatchFileError
 from patchdeploy.graph import tied_values
+from patchdeploy.patchfile_golden import Golden
 from patchdeploy.quantize.model import QuantizedBase
 from patchdeploy.slots import PatchValues
 
@@ -91,9 +92,10 @@ class PatchFile:
     Attributes:
         task: 1 to 64 of a-z, 0-9, underscore and hyphen.
         classes: labels, in the order of the head's rows; at least 2.
-        base_sha256: of the base's reference file (see `reference.reference_sha256`).
+        base_sha256: of the base's coding table (`patchfile_table.CodingTable.sha256`).
         values: by resolution in pixels; the arrays cover the whole head capacity.
         metrics: anything that JSON holds (accuracies, settings), for people.
+        golden: inputs and scores of the self-test; None where there is none.
     """
 
     task: str
@@ -101,6 +103,7 @@ class PatchFile:
     base_sha256: str
     values: Mapping[int, PatchValues]
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    golden: Golden | None = None
 
 
 def masked_scale(x_scale: np.float32, y_scale: np.float32) -> np.float32:

@@ -21,6 +21,11 @@ from patchdeploy.bundle_models import shares_one_head
 from patchdeploy.bundle_reader import REFERENCE
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import MissingExtraError, PatchdeployError, SlotTableError
+from patchdeploy.patchfile import check_patch_file
+from patchdeploy.patchfile_pack import check_results, open_patch
+from patchdeploy.runtime.backend import Backend
+from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
+from patchdeploy.runtime.self_test import run_self_test
 from patchdeploy.slots import SLOT_DTYPES, Slot, SlotTable
 from patchdeploy.storage import sha256_hex
 from patchdeploy.verify_images import TaskImages, check_images, images_for_tasks
@@ -145,7 +150,11 @@ def _run_checks(
     for name in chosen:
         yield _guarded("slot table", name, partial(_check_table, bundle, name))
     for task in bundle.tasks:
+        yield _guarded("signature", task, partial(_check_signature, bundle, task))
         yield _guarded("patch values", task, partial(_check_patch, bundle, task))
+        yield _guarded("result hashes", task, partial(_check_results, bundle, task))
+    for name in chosen:
+        yield from _check_self_tests(bundle, name)
     for task in bundle.tasks:
         for name in chosen:
             yield from _check_overlays(bundle, task, name)
@@ -204,6 +213,52 @@ def _fits(slot: Slot, sites: int) -> bool:
     if slot.kind == "weight":
         return int(np.prod(slot.shape)) == slot.count
     return slot.x_index < sites and SLOT_DTYPES[slot.dtype].itemsize in (1, 4, 8)
+
+
+def _check_signature(bundle: Bundle, task: str) -> Check:
+    """Checks 1 to 6 of docs/patch-format.md."""
+    data = bundle.read(bundle.task(task).file)
+    checked = check_patch_file(data, bundle.policy(task))
+    header = checked.header
+    detail = f"sequence {header.sequence}, signed by {', '.join(map(str, checked.signed_by))}"
+    if not checked.signed_by:
+        return Check("signature", task, None, "UNSIGNED: this is a development bundle")
+    numbers = {"sequence": header.sequence, "expires": header.expires}
+    return Check("signature", task, True, detail, numbers)
+
+
+def _check_results(bundle: Bundle, task: str) -> Check:
+    """What comes of the patch is what its header says, in every format of the bundle."""
+    data = bundle.read(bundle.task(task).file)
+    checked, patch = open_patch(data, bundle.policy(task), bundle.coding_table)
+    check_results(checked, patch, bundle.base_files())
+    count = len(patch.values) * len(bundle.formats)
+    return Check("result hashes", task, True, f"{count} models, as the header says")
+
+
+def _check_self_tests(bundle: Bundle, name: str) -> Iterator[Check]:
+    """The scores that travel with each patch, on the runtime of format ``name``."""
+    runtime = next((one for one, reads in RUNTIME_FORMATS.items() if reads == name), None)
+    if runtime is None:
+        return
+    try:
+        backend = make_backend(bundle, runtime, 1, "resident", None)
+    except PatchdeployError as error:
+        passed = None if isinstance(error, MissingExtraError) else False
+        yield Check("self-test", name, passed, str(error))
+        return
+    for task in bundle.tasks:
+        yield _guarded(
+            "self-test", f"{task} {name}", partial(_check_self_test, bundle, task, name, backend)
+        )
+
+
+def _check_self_test(bundle: Bundle, task: str, name: str, backend: Backend) -> Check:
+    worst = run_self_test(backend, name, bundle.patch(task), bundle.coding_table)
+    subject = f"{task} {name}"
+    if worst is None:
+        return Check("self-test", subject, None, "the patch carries none; its models load")
+    return Check("self-test", subject, True, f"{worst} LSB away", {"lsb": worst})
 
 
 def _check_patch(bundle: Bundle, task: str) -> Check:

@@ -184,11 +184,7 @@ def _check_per_run(
 
 def task_labels(dataset: ImageDataset, classes: Sequence[str]) -> NDArray[np.int64] | None:
     """The dataset's labels as indices of ``classes``; None where its classes are others."""
-    if set(dataset.classes) != set(classes):
-        return None
-    order = np.array([list(classes).index(name) for name in dataset.classes], np.int64)
-    mapped: NDArray[np.int64] = order[dataset.labels]
-    return mapped
+    return dataset.labels_as(classes)
 
 
 def _accuracy(

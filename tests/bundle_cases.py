@@ -10,13 +10,16 @@ from graph_cases import CLASSES, make_case
 from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle, add_task, create_bundle
-from patchdeploy.patchfile import PatchFile
+from patchdeploy.patchfile_base import make_coding_table
+from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile_pack import Release, Signer
+from patchdeploy.patchfile_values import PatchFile
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, flatten_variant, unflatten_variant
-from patchdeploy.reference import reference_sha256
 
 RESOLUTIONS = (16, 24)
 LABELS = tuple(f"class {k}" for k in range(CLASSES))
+KEY = SigningKey.from_seed(b"a test key of the bundle cases..")
 ARITHMETIC = {"litert": "xnnpack", "onnxruntime": "mlas"}
 
 
@@ -31,7 +34,7 @@ def make_patch(
     """A base and a random task over it; other seeds give other tasks over the same base."""
     base, variants = make_case(name, resolutions, seed, patch_owned, share_head)
     values = {px: flatten_variant(base, variant) for px, variant in variants.items()}
-    return base, PatchFile(task, LABELS, reference_sha256(base), values, {"top1": 0.5})
+    return base, PatchFile(task, LABELS, make_coding_table(base).sha256, values, {"top1": 0.5})
 
 
 def make_bundle(
@@ -40,12 +43,24 @@ def make_bundle(
     tasks: Sequence[str] = ("first", "second"),
     formats: Sequence[str] = ("tflite", "onnx"),
     resolutions: Sequence[int] = RESOLUTIONS,
+    signed: bool = False,
 ) -> Bundle:
-    """A bundle of case ``name`` whose tasks differ in every value that a patch sets."""
+    """A bundle of case ``name`` whose tasks differ in every value that a patch sets.
+
+    Args:
+        signed: by `KEY`, which the bundle pins; and with a self-test of random thumbnails.
+    """
     base, _ = make_patch(name, resolutions=resolutions)
-    bundle = create_bundle(path, base, resolutions=resolutions, formats=formats)
+    trusted = TrustedKeys((KEY.public,), threshold=1) if signed else None
+    bundle = create_bundle(path, base, resolutions=resolutions, formats=formats, trusted=trusted)
     for seed, task in enumerate(tasks, 1):
-        bundle = add_task(path, make_patch(name, task, seed, resolutions)[1])
+        patch = make_patch(name, task, seed, resolutions)[1]
+        if not signed:
+            bundle = add_task(path, patch)
+            continue
+        thumbnails = np.random.default_rng(seed).integers(0, 256, (2, 8, 8, 3), np.uint8)
+        release = Release(sequence=1, signers=(Signer(KEY, 0),))
+        bundle = add_task(path, patch, release=release, thumbnails=thumbnails)
     return bundle
 
 

@@ -1,4 +1,4 @@
-"""Running a bundle needs NumPy, Pillow, safetensors and one runtime, and nothing else.
+"""Running a bundle needs cryptography, NumPy, Pillow, safetensors and one runtime, and nothing else.
 
 Each test makes a fresh virtual environment with these packages alone, installs patchdeploy into
 it without its other dependencies, and runs a bundle there. It needs a package index.
@@ -83,7 +83,7 @@ def make_environment(folder: Path, runtime: str) -> Path:
     else:
         run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
         install = [python, "-m", "pip", "install", "--quiet"]
-    run(*install, "numpy", "pillow", "safetensors", runtime, cwd=folder)
+    run(*install, "cryptography", "numpy", "pillow", "safetensors", runtime, cwd=folder)
     run(*install, "--no-deps", source, cwd=folder)
     return python
 

@@ -12,27 +12,31 @@ import pytest
 from cli_cases import answer, call, here, refused, write_folder, write_run
 from PIL import Image
 
+from patchdeploy.bundle import open_bundle
 from patchdeploy.data import load_packaged
 
 COMMANDS = (
     "demo", "train", "new-config", "export", "add", "inspect", "verify", "run", "evaluate", "bench",
+    "pack", "sign", "check", "install", "activate", "revert", "list", "clean-up", "serve",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two trained patches and a bundle of the first, all made by the command."""
+    """Two trained patches and a signed bundle of the first, all made by the command."""
     root = tmp_path_factory.mktemp("cli")
     write_folder(root / "faces", "faces", 12)
-    write_folder(root / "garments", "fashion", 8, classes=3)
+    write_folder(root / "garments", "fashion", 12, classes=3)
+    answer("keys", "new", root / "key.pem", "--trusted", root / "trusted.json")
     for task, by in (("faces", call), ("garments", here)):
         config = write_run(root / f"{task}.toml", root / task, task)
         found = answer("train", config, "--out", root / "runs" / task, by=by)
         assert 0 <= found["tasks"][task]["validation_top1"]["32"] <= 1
         shutil.copytree(root / "runs" / task / "patches" / task, root / "patches" / task)
     report = answer(
-        "export", root / "bundle", "--patch", root / "patches/faces",
-        "--calibration", f"faces={root / 'faces'}", "--head-capacity", "3", by=call,
+        "export", root / "bundle", "--patch", root / "patches/faces", "--fine",
+        "--calibration", f"faces={root / 'faces'}", "--head-capacity", "3",
+        "--key", root / "key.pem", "--trusted", root / "trusted.json", by=call,
     )  # fmt: skip
     assert set(report["formats"]) == {"tflite", "onnx"}
     return root
@@ -56,13 +60,15 @@ def test_help_names_every_command_and_what_it_does(command):
 def test_add_puts_a_task_in_and_leaves_the_base_as_it_was(place, bundle):
     before = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name.startswith("base.")}
     report = answer(
-        "add", bundle, "--patch", place / "patches/garments",
-        "--calibration", place / "garments", by=call,
+        "add", bundle, "--patch", place / "patches/garments", "--key", place / "key.pem",
+        "--calibration", place / "garments", "--expires", "2100-01-01", by=call,
     )  # fmt: skip
     assert set(report["tasks"]) == {"faces", "garments"}
     after = {p.name: p.read_bytes() for p in bundle.iterdir() if p.name.startswith("base.")}
     assert after == before
-    assert len(before) == 4
+    assert len(before) == 5
+    header = open_bundle(bundle).header("garments")
+    assert (header.sequence, header.expires) == (1, 4_102_444_800)
 
 
 def test_inspect_tells_shared_from_private_bytes(place):
@@ -131,6 +137,9 @@ def test_evaluate_knows_a_class_by_its_name_and_not_by_its_place(place, tmp_path
     answer(
         "add",
         copy,
+        "--fine",
+        "--key",
+        place / "key.pem",
         "--patch",
         tmp_path / "run/patches/packaged",
         "--calibration",
@@ -187,7 +196,7 @@ def test_no_bundle_is_bad_input_and_no_failed_check(tmp_path):
 
 def test_a_patch_of_another_base_is_refused_and_leaves_no_bundle(place, tmp_path):
     done = here(
-        "export", tmp_path / "bundle", "--patch", place / "patches/faces",
+        "export", tmp_path / "bundle", "--unsigned", "--patch", place / "patches/faces",
         "--calibration", f"faces={place / 'faces'}", "--base", "torchvision:mobilenet_v2",
     )  # fmt: skip
     refused(done, 2, "was trained on base", "export it with the base that it was trained on")
@@ -196,7 +205,7 @@ def test_a_patch_of_another_base_is_refused_and_leaves_no_bundle(place, tmp_path
 
 def test_more_classes_than_the_head_has_rows_are_refused(place, tmp_path):
     done = here(
-        "export", tmp_path / "bundle", "--patch", place / "patches/garments",
+        "export", tmp_path / "bundle", "--unsigned", "--patch", place / "patches/garments",
         "--calibration", f"garments={place / 'garments'}", "--head-capacity", "2",
     )  # fmt: skip
     refused(done, 2, "has 3 classes", "2 rows", "head_capacity >= 3")
@@ -207,7 +216,7 @@ def test_an_empty_calibration_folder_is_refused(place, tmp_path):
     (tmp_path / "empty/a").mkdir(parents=True)
     (tmp_path / "empty/b").mkdir()
     done = here(
-        "export", tmp_path / "bundle", "--patch", place / "patches/faces",
+        "export", tmp_path / "bundle", "--unsigned", "--patch", place / "patches/faces",
         "--calibration", f"faces={tmp_path / 'empty'}",
     )  # fmt: skip
     refused(done, 2, "holds no image")
@@ -215,7 +224,7 @@ def test_an_empty_calibration_folder_is_refused(place, tmp_path):
 
 def test_calibration_without_its_task_shows_how_to_write_it(place, tmp_path):
     done = here(
-        "export", tmp_path / "bundle", "--patch", place / "patches/faces",
+        "export", tmp_path / "bundle", "--unsigned", "--patch", place / "patches/faces",
         "--calibration", place / "faces",
     )  # fmt: skip
     refused(done, 2, "it must be TASK=IMAGES")
@@ -224,7 +233,7 @@ def test_calibration_without_its_task_shows_how_to_write_it(place, tmp_path):
 def test_a_bundle_is_never_written_over_something_else(place):
     before = sorted(p.name for p in (place / "bundle").iterdir())
     done = here(
-        "export", place / "bundle", "--patch", place / "patches/faces",
+        "export", place / "bundle", "--unsigned", "--patch", place / "patches/faces",
         "--calibration", f"faces={place / 'faces'}",
     )  # fmt: skip
     refused(done, 2, "is in use")
@@ -243,8 +252,8 @@ def test_a_full_disk_ends_with_4_and_leaves_the_bundle_as_it_was(place, bundle):
         "main()\n"
     )
     arguments = [
-        "patchdeploy", "add", bundle, "--patch", place / "patches/garments",
-        "--calibration", place / "garments",
+        "patchdeploy", "add", bundle, "--key", place / "key.pem", "--fine",
+        "--patch", place / "patches/garments", "--calibration", place / "garments",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -281,8 +290,12 @@ def test_a_missing_extra_ends_with_3_and_names_it(place):
     ("package", "extra", "arguments"),
     [
         ("torch", "train", ["train", "faces.toml"]),
-        ("torch", "train", ["export", "x", "--patch", "p", "--calibration", "t=i"]),
-        ("torch", "train", ["add", "bundle", "--patch", "p", "--calibration", "i"]),
+        ("torch", "train", ["export", "x", "--unsigned", "--patch", "p", "--calibration", "t=i"]),
+        (
+            "torch",
+            "train",
+            ["add", "bundle", "--unsigned", "--patch", "p", "--calibration", "i"],
+        ),
         ("torch", "train", ["demo"]),
         ("matplotlib", "report", ["demo", "--quick"]),
         ("skimage", "demo", ["evaluate", "bundle", "packaged:faces:test", "--task", "faces"]),

@@ -11,7 +11,9 @@ import tomllib
 
 import numpy as np
 import pytest
-from cli_cases import COMMAND, answer, here, refused, write_folder, write_run
+import torch
+from cli_cases import COMMAND, answer, call, here, refused, write_folder, write_run
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from patchdeploy.patch import Patch
 from patchdeploy.training.run_config import METHODS
@@ -159,6 +161,61 @@ def test_settings_go_over_the_file_and_are_kept_in_the_folder(config, tmp_path):
     table = here("train", config, "--out", tmp_path / "run", *changes, "--resume").stdout
     assert "faces" in table
     assert "32 px" in table
+
+
+def test_a_sweep_keeps_the_best_rate_and_tests_it(config, faces, tmp_path):
+    folder = tmp_path / "run"
+    changes = ["--set", "training.epochs=2", "--set", "sweep.rates=[1e-6, 0.02, 3e38]"]
+    done = call("train", config, "--out", folder, *changes, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [one["rate"] for one in found["sweep"]["results"]] == [1e-6, 0.02, 3e38]
+    assert "learning rate 3e+38: faces@32: the loss is" in " ".join(done.stderr.split())
+    assert found["sweep"]["best_rate"] in (1e-6, 0.02)
+    place = folder / found["tasks"]["faces"]["patch"]
+    assert place.parent.parent.name == f"rate-{found['sweep']['best_rate']}"
+    assert Patch.from_pretrained(place).task == "faces"
+    assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((folder / "sweep.json").read_text())["results"] == found["sweep"]["results"]
+    table = here("train", config, "--out", folder, *changes, "--resume").stdout
+    assert "not finite" in table
+    assert "best" in table
+    refused(
+        here("train", config, "--out", folder, "--set", "sweep.rates=[0.1]"),
+        2, "[sweep]: sweep rates [0.1]; a sweep compares at least 2 positive rates",
+    )  # fmt: skip
+
+
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(config, tmp_path):
+    folder = tmp_path / "run"
+    first = subprocess.Popen(
+        [COMMAND, "train", str(config), "--out", str(folder), "--quiet"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (folder / "config.toml").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for more in ([], ["--resume"]):
+            done = here("train", config, "--out", folder, *more)
+            refused(done, 2, f"{folder} is in use: a run goes on there (process {first.pid} on")
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_detectors_checkpoint_is_a_base_in_the_file(faces, tmp_path):
+    torch.manual_seed(0)
+    trained = ssdlite320_mobilenet_v3_large(weights_backbone=None, num_classes=3)
+    torch.save(trained.state_dict(), tmp_path / "objects.pt")
+    form = f"detector:ssdlite320_mobilenet_v3_large:{tmp_path / 'objects.pt'}"
+    config = write_run(tmp_path / "d.toml", faces, "faces", resolutions=[64], base=form)
+    found = answer("train", config, "--out", tmp_path / "run", "--quiet", by=call)
+    patch = Patch.from_pretrained(tmp_path / "run" / found["tasks"]["faces"]["patch"])
+    assert found["base"]["name"] == "torchvision/ssdlite320_mobilenet_v3_large/features"
+    assert patch.base_sha256 == found["base"]["sha256"]
+    wrong = here("train", config, "--out", tmp_path / "x", "--set", f"base={form}x")
+    refused(wrong, 2, "objects.ptx cannot be read")
 
 
 def test_a_loss_that_is_not_finite_ends_with_5_and_says_what_to_try(config, tmp_path):

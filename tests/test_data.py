@@ -44,7 +44,7 @@ def test_preprocessing_survives_json_and_refuses_an_unknown_key() -> None:
         Preprocessing.from_json({"sizee": 3})
     assert str(caught.value) == (
         "unknown preprocessing key 'sizee'; the keys are mean, std, input_size, channel_order, "
-        "resize, crop_fraction; remove it"
+        "resize, crop_fraction; did you mean 'resize'?"
     )
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import struct
 
 import numpy as np
 import pytest
 from cli_cases import answer, here, refused, write_folder
+from format_reader import read_patch
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import patched
@@ -75,51 +75,13 @@ def test_a_run_of_two_tasks_exports_over_the_base_that_it_left(tmp_path):
         patches += ["--patch", run / found["tasks"][task]["patch"]]
         calibration += ["--calibration", f"{task}={tmp_path / folder}"]
     trained = f"trained:{run / found['network']}"
-    options = [*patches, *calibration, "--formats", "onnx"]
+    options = [*patches, *calibration, "--formats", "onnx", "--unsigned", "--fine"]
     report = answer("export", tmp_path / "bundle", *options, "--base", trained)
     assert set(report["tasks"]) == {"faces", "garments"}
     refused(here("export", tmp_path / "other", *options), 2, "was trained on base")
     with Engine.open(tmp_path / "bundle", runtime="onnxruntime") as engine:
         image = next((tmp_path / "faces" / "face").iterdir())
         assert engine.classify(image, task="faces", resolution=32).label in ("face", "other")
-
-
-def read_safetensors(data):
-    """docs/bundle-format.md: header length, header, arrays."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    metadata = json.loads(header.pop("__metadata__")["patchdeploy"])
-    dtypes = {"F32": "<f4", "I32": "<i4", "I8": "i1"}
-    arrays = {}
-    for name, entry in header.items():
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        arrays[name] = np.frombuffer(data[start:end], dtypes[entry["dtype"]])
-        assert list(arrays[name].shape) == entry["shape"]
-    return metadata, arrays
-
-
-def full_arrays(arrays, px, classes, layout):
-    """docs/bundle-format.md: the masked rows put back."""
-    part = {
-        name: arrays.get(name, arrays.get(f"{px}/{name}"))
-        for name in ("weight_scale", "bias", "activation_scale", "activation_zero_point",
-                     "kernels", "head")
-    }  # fmt: skip
-    spare = layout["head_capacity"] - classes
-    row = layout["head_row"] + classes
-    x, y = (part["activation_scale"][layout[key]] for key in ("head_input", "head_output"))
-    masked = np.float32(np.float32(y / x) / np.float32(256))
-    first = layout["head_element"]
-    blank = np.zeros(spare * layout["head_row_elements"], np.int8)
-    return {
-        "weight_scale": np.insert(part["weight_scale"], [row] * spare, masked),
-        "bias": np.insert(part["bias"], [row] * spare, -131072),
-        "activation_scale": part["activation_scale"],
-        "activation_zero_point": part["activation_zero_point"],
-        "weights": np.concatenate(
-            [part["kernels"][:first], part["head"], blank, part["kernels"][first:]]
-        ),
-    }
 
 
 def slot_bytes(slot, values):
@@ -162,15 +124,20 @@ def test_a_reader_written_from_the_docs_alone_makes_the_same_model(made, task, n
         hashlib.sha256(model).hexdigest(),
     )
     entry = manifest["tasks"][task]
-    metadata, arrays = read_safetensors((made.path / entry["file"]).read_bytes())
-    assert metadata["base_sha256"] == manifest["base_sha256"]
+    coding = (made.path / manifest["coding"]).read_bytes()
+    header, labels, decoded = read_patch((made.path / entry["file"]).read_bytes(), coding)
+    assert header["base"]["sha256"] == manifest["base_sha256"]
+    assert labels == entry["classes"]
     held = entry["resolutions"] if table["resolutions"] else entry["resolutions"][:1]
     for px in reversed(held):  # what all resolutions share ends with the smallest's values
-        values = full_arrays(arrays, px, len(entry["classes"]), manifest["layout"])
+        values = decoded[px]
         for row in table["slots"]:
             slot = dict(zip(table["slot_fields"], row, strict=True))
             if slot["resolution"] in (None, px):
                 written = slot_bytes(slot, values)
                 model[slot["offset_bytes"] : slot["offset_bytes"] + len(written)] = written
     assert bytes(model) == patched(made, task, name)
+    alone = max(held)
+    wanted = hashlib.sha256(patched(made, task, name, alone)).hexdigest()
+    assert header["results"][name][str(alone)] == wanted
     assert hashlib.sha256(model).hexdigest() != table["base_sha256"]

@@ -30,6 +30,9 @@ from patchdeploy.export import (
     export_patch,
     spread,
 )
+from patchdeploy.floatnet import FloatRunner
+from patchdeploy.fold import fold_patch
+from patchdeploy.lower import lower_base
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, initial_tensors
 from patchdeploy.runtime import Engine
@@ -87,7 +90,7 @@ def test_the_base_files_depend_on_no_patch_and_exporting_twice_gives_the_same_by
         patch = perturbed(base, "task", seed)
         export_bundle(path, base, [patch], {"task": images}, config=FEW)
     assert base_hashes(paths[0]) == base_hashes(paths[1]) == base_hashes(paths[2])
-    files = [(path / "patches/task.safetensors").read_bytes() for path in paths]
+    files = [(path / "patches/task.pdp").read_bytes() for path in paths]
     assert files[0] == files[2]
     assert files[0] != files[1]
 
@@ -264,6 +267,46 @@ def test_each_resolution_of_a_task_is_its_own_variant(base, images, tmp_path):
     assert report.ok, [check.detail for check in report.failures]
 
 
+@pytest.mark.parametrize(
+    ("px", "side"),
+    [
+        (12, 6),  # its window of 4x4 would leave one value where the last layer reads four
+        (20, 10),  # it would leave four, of other windows than training's
+    ],
+)
+def test_a_pooling_to_more_than_one_value_serves_one_resolution(images, tmp_path, px, side):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32, 3),
+    ).eval()
+    pooled = Base.from_module(module, Preprocessing(input_size=16), "pooled", "5")
+    patch = perturbed(pooled, "first", 1, sizes=(16, px))
+    told = []
+    with pytest.raises(UnknownResolutionError) as caught:
+        export_bundle(
+            tmp_path / "bundle", pooled, [patch], {"first": images}, config=FEW,
+            progress=told.append,
+        )  # fmt: skip
+    assert str(caught.value) == (
+        f"{px}x{px} px would give '3.average' a map of {side}x{side}; it pools adaptively to more "
+        "than 1x1, which was lowered for 8x8; choose a resolution that gives this map, or pool to "
+        "1x1 (AdaptiveAvgPool2d(1)) and train again"
+    )
+    assert told == []  # before the first image is run
+    assert not (tmp_path / "bundle").exists()
+    with pytest.raises(UnknownResolutionError, match=r"would give '3.average' a map of"):
+        FloatRunner(fold_patch(lower_base(pooled)))(np.zeros((1, px, px, 3), np.uint8))
+    bundle = export_bundle(
+        tmp_path / "bundle", pooled, [patch], {"first": images}, resolutions=(16,), config=FEW
+    )
+    assert verify_bundle(bundle.path, {"first": images}, reference_limit=2).ok
+
+
 def test_a_task_name_twice_is_refused_before_anything_is_written(base, images, tmp_path):
     patch = perturbed(base, "task", 1)
     with pytest.raises(AlreadyAttachedError, match="'task' is there 2 times"):
@@ -283,7 +326,7 @@ def test_a_disk_that_fills_up_at_the_last_task_leaves_no_bundle_at_all(
     whole = bundle_module.write_atomic
 
     def fill_up(path, data):
-        if path.name == "second.safetensors":
+        if path.name == "second.pdp":
             raise StorageError(f"cannot write {path}: full") from OSError(28, "No space left")
         whole(path, data)
 

@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from bundle_cases import LABELS, make_bundle, make_patch, reference_logits
+from bundle_cases import KEY, LABELS, make_bundle, make_patch, reference_logits
 from graph_cases import random_images
 from PIL import Image
 
 from patchdeploy.bundle import add_task, create_bundle, open_bundle, standalone
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import DataError, UnknownTaskError
+from patchdeploy.errors import DataError, PatchRefusedError, SlotTableError, UnknownTaskError
 from patchdeploy.fold import fold_patch
+from patchdeploy.patchfile_pack import Release, Signer, check_results, open_patch
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 from patchdeploy.verify import verify_bundle
@@ -23,7 +25,7 @@ from patchdeploy.verify_images import task_labels
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return make_bundle(tmp_path_factory.mktemp("verify") / "bundle")
+    return make_bundle(tmp_path_factory.mktemp("verify") / "bundle", signed=True)
 
 
 @pytest.fixture
@@ -45,6 +47,9 @@ def test_a_sound_bundle_passes_every_check_with_its_numbers(bundle):
     assert names.count("hash") == len(bundle.manifest.files)
     assert names.count("slot table") == 2
     assert names.count("patch values") == 2
+    assert names.count("signature") == 2
+    assert names.count("result hashes") == 2
+    assert names.count("self-test") == 2 * 2
     # a .tflite holds both resolutions, a .onnx is compared at each of them
     assert names.count("overlay = stand-alone") == 2 * (1 + 2)
     assert names.count("runtime = reference") == 2 * 2 * 2
@@ -88,7 +93,8 @@ def test_float_accuracy_comes_from_the_float_files(copy):
     base, patch = make_patch(task="third", seed=9)
     network = fold_patch(make_patch()[0].graph, classes=len(LABELS))
     model = load_converter("onnx").write_float(network, [24])
-    add_task(copy, patch, float_files={"third.24.onnx": model})
+    release = Release(signers=(Signer(KEY, 0),))
+    add_task(copy, patch, float_files={"third.24.onnx": model}, release=release)
     images = random_images(6, 24)
     import onnxruntime
 
@@ -169,7 +175,8 @@ def plant(path, change, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr("patchdeploy.bundle.load_converter", lambda name: Careless(change))
         create_bundle(path, base, resolutions=(16, 24), formats=("onnx",))
-    add_task(path, patch)
+    with suppress(SlotTableError):  # some defects show as soon as a patch is packed
+        add_task(path, patch)
     return verify_bundle(path)
 
 
@@ -250,3 +257,44 @@ def test_the_standalone_model_is_what_a_slot_table_describes(bundle):
     model = standalone(bundle, "first", "onnx", 24)
     assert len(model) == table.base_bytes
     assert open_bundle(bundle.path).formats == ("onnx", "tflite")
+
+
+def test_an_unsigned_bundle_is_said_to_be_one(tmp_path):
+    report = verify_bundle(make_bundle(tmp_path / "b", formats=("onnx",)).path)
+    assert report.ok
+    said = {(c.subject, c.detail) for c in report.checks if c.name == "signature"}
+    assert said == {
+        (task, "UNSIGNED: this is a development bundle") for task in ("first", "second")
+    }
+
+
+def test_a_patch_that_loads_and_says_something_else_fails_its_self_test(tmp_path):
+    base, patch = make_patch()
+    path = tmp_path / "b"
+    create_bundle(path, base, resolutions=(16, 24), formats=("onnx", "tflite"))
+    add_task(path, patch, thumbnails=np.zeros((1, 8, 8, 3), np.uint8))
+    bundle = open_bundle(path)
+    good = bundle.patch("first")
+    scores = {
+        name: {px: np.invert(one) for px, one in by_side.items()}
+        for name, by_side in good.golden.scores.items()
+    }
+    wrong = replace(good, golden=replace(good.golden, scores=scores))
+    add_task(path, wrong, replace_existing=True)
+    found = failed(verify_bundle(path))
+    assert found == {("self-test", "first onnx"), ("self-test", "first tflite")}
+
+
+def test_a_patch_over_other_base_files_fails_its_result_hashes(tmp_path):
+    bundle = make_bundle(tmp_path / "b", tasks=("first",), formats=("onnx",), signed=True)
+    other = make_bundle(tmp_path / "c", tasks=(), formats=("onnx",), resolutions=(16, 32))
+    data = bundle.read(bundle.task("first").file)
+    checked, patch = open_patch(data, bundle.policy("first"), bundle.coding_table)
+    with pytest.raises(PatchRefusedError) as caught:
+        check_results(checked, patch, {"tflite": bundle.base_files()["onnx"]})
+    assert caught.value.code == "result"
+    changed = bytearray(other.base_file("onnx"))
+    changed[-1] ^= 1
+    table = replace(bundle.table("onnx"), base_sha256=sha256_hex(bytes(changed)))
+    with pytest.raises(PatchRefusedError, match="SHA-256 of onnx at 24 px is"):
+        check_results(checked, patch, {"onnx": (bytes(changed), table)})

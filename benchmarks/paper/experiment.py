@@ -119,7 +119,7 @@ def markdown_table(records: Records, cells: Sequence[Cell], figure: str) -> str:
             place = (row, column)
             text = found.get(place, Spread(0, 0, 0)).percent() if place in wanted else "-"
             if failed.get(place):
-                text += f" ({failed[place]} of {found[place].count} failed, counted as 0)"
+                text += f" ({failed[place]} of {found[place].count} failed, counted as chance)"
             texts.append(text)
         counts = sorted(sizes[row] - {0})
         shown = "-" if not counts else f"{counts[0]:,}"

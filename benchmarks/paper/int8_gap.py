@@ -1,15 +1,16 @@
 """From the float patch to the exported file: what int8 costs, and what training through it gives.
 
-In: packaged images, the embedded base. Out: accuracy on validation and test images of the same
+In: packaged images, a base. Out: accuracy on validation and test images of the same
 patch in float, exported as it is (plain), re-tuned through int8 and then exported (retuned), and
 of a patch of as many epochs whose later half went through int8 (through); and what a step costs.
 As the re-tune is also two more epochs, "continued" is the same two epochs in float, exported.
 Every int8 accuracy is of the integer executor on the exported values. The goal is a gap of at
 most 0.1 point (methods.md, section 3). Nothing here is chosen by test images.
 
-    python benchmarks/paper/int8_gap.py [--seeds 3] [--jobs 2] [--quick]
+    python benchmarks/paper/int8_gap.py [--network embedded|imagenet] [--seeds 3] [--jobs 2]
+        [--quick]
 
-Leaves results/int8_gap.json. Run again, it goes on where it was stopped.
+Leaves results/int8_gap.json (int8_gap_imagenet.json). Run again, it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import Cell, Record, Spread, run_cells, spread
+from networks import open_network
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -41,11 +43,11 @@ from patchdeploy.training import TrainConfig, evaluate, train_patch
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.int8_retune import RETUNE, retune_patch_int8
 from patchdeploy.training.preparation import make_pair
-from patchdeploy.training.records import open_recorder
+from patchdeploy.training.session import open_session
 from patchdeploy.training.transfer import TransferRun
-from patchdeploy.training.workers import SINGLE
 
 TASKS = (("optical_digits", 32), ("digits", 32), ("surfaces", 48))
+IMAGENET_TASKS = (("digits", 64), ("fashion", 64), ("surfaces", 64))
 WAYS = ("float", "plain", "continued", "retuned", "through")
 VALIDATION_SHARE = 0.2
 STEP_BATCH = 32
@@ -54,23 +56,27 @@ STEP_BATCH = 32
 def list_cells(arguments: argparse.Namespace) -> list[Cell]:
     """One cell for each task and seed: all ways start from the same images and settings."""
     quick = arguments.quick
-    settings = {
+    tasks = TASKS if arguments.network == "embedded" else IMAGENET_TASKS
+    settings: dict[str, Any] = {
         "images": 120 if quick else 1200,
         "tests": 60 if quick else 1500,
         "epochs": 2 if quick else 6,
         "batch": 32,
         "retune": {"epochs": RETUNE.epochs, "learning_rate": RETUNE.learning_rate},
     }
+    if arguments.network != "embedded":
+        settings["network"] = arguments.network
     return [
         Cell(name, f"{px} px", seed, settings | {"dataset": name, "px": px})
         for seed in range(1 if quick else arguments.seeds)
-        for name, px in (TASKS[:1] if quick else TASKS)
+        for name, px in (tasks[:1] if quick else tasks)
     ]
 
 
 def measure_gap(settings: Mapping[str, Any], seed: int) -> Record:
     """Train, export and re-tune one task's patch."""
-    base, px = Base.embedded(), settings["px"]
+    px = settings["px"]
+    base = open_network(settings.get("network", "embedded"), seed, px)
     images, test = load_packaged(settings["dataset"])
     images, test = draw(images, settings["images"], seed), draw(test, settings["tests"], 0)
     train, held = split(images, (1 - VALIDATION_SHARE, VALIDATION_SHARE), seed=seed)
@@ -112,8 +118,8 @@ def _continue_in_float(
         model.load_patch(patch)
     model, before = models
     samples = make_pair(parts, px, base, model.device)
-    with open_recorder(config.epochs, None, True) as recorder:
-        run = TransferRun(model, patch.task, config, before, SINGLE, None, False, recorder)
+    with open_session(config.epochs, quiet=True) as session:
+        run = TransferRun(model, patch.task, config, before, session)
         after = run.train(px, samples, None)
     start = evaluate(before, parts[1], px, base)[0]
     return model.to_patch() if after >= start else patch
@@ -192,12 +198,14 @@ def _percent(one: Spread) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--network", default="embedded", choices=("embedded", "imagenet"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     cells = list_cells(arguments)
-    records = run_cells("int8_gap", cells, measure_gap, jobs=arguments.jobs, quick=arguments.quick)
+    name = "int8_gap" if arguments.network == "embedded" else f"int8_gap_{arguments.network}"
+    records = run_cells(name, cells, measure_gap, jobs=arguments.jobs, quick=arguments.quick)
     show(list(records.values()), Console(width=110))
 
 

@@ -14,7 +14,7 @@ from networks import open_network
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, load_packaged
-from patchdeploy.errors import TrainingError
+from patchdeploy.errors import NonFiniteLossError
 from patchdeploy.patch import PatchConfig, count_parameters
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training import TrainConfig, evaluate, train_baseline, train_patch
@@ -39,8 +39,8 @@ def measure_transfer(settings: Mapping[str, Any], seed: int) -> Record:
     )
     try:
         return _train(base, train, test, config, settings, seed)
-    except TrainingError as error:  # a rate far too large: the cell says so
-        return {"test_top1": 0.0, "validation_top1": 0.0, "parameters": 0, "failed": str(error)}
+    except NonFiniteLossError as error:  # a rate far too large: the cell says so
+        return failed_record(train, test, error)
 
 
 def _train(
@@ -65,6 +65,13 @@ def _train(
     top1 = evaluate(model, test, px, base)[0]
     trained = count_parameters(base, patch_config, len(train.classes))["trained"]
     return _record(top1, patch.metrics["validation_top1"][str(px)], trained, test)
+
+
+def failed_record(train: ImageDataset, test: ImageDataset, error: NonFiniteLossError) -> Record:
+    """Of a run whose loss was not finite: chance, which is what guessing reaches."""
+    chance = 1.0 / len(train.classes)
+    note = f"counted as chance, one in {len(train.classes)}: {error}"
+    return {**_record(chance, chance, 0, test), "failed": note}
 
 
 def _record(top1: float, validation: float, parameters: int, test: ImageDataset) -> Record:

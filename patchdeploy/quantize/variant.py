@@ -41,7 +41,7 @@ Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """One convolution as the integers see it: y = step * (kernel * (x - zero_point)) + bias.
 
     Attributes:
@@ -84,13 +84,12 @@ def quantize_variant(
     graph = base.graph
     means = ranges.means if bias_correction and isinstance(ranges, Calibration) else {}
     shapes = infer_shapes(graph, resolution, resolution) if means else {}
-    affines = {}
-    for conv in graph.convolutions():
-        folded = _absorb_hard_sigmoid(conv, network.convs[conv.name])
-        tap_means = None
-        if conv.input in means:
-            tap_means = mean_by_tap(conv, means[conv.input], shapes[conv.input])
-        affines[conv.name] = _make_affine(base, conv, folded, tap_means)
+    taps = {
+        conv.name: mean_by_tap(conv, means[conv.input], shapes[conv.input])
+        for conv in graph.convolutions()
+        if conv.input in means
+    }
+    affines = make_affines(base, network, taps)
     steps = {name: float(np.max(affine.step, initial=0.0)) for name, affine in affines.items()}
     activations = choose_activations(graph, base.input_zero_point, ranges, steps)
     ties = tied_values(graph)
@@ -141,9 +140,31 @@ def _absorb_hard_sigmoid(conv: Conv2d, folded: FoldedConv) -> FoldedConv:
     return FoldedConv(folded.weight, folded.scale / 6.0, folded.bias / 6.0 + 0.5, folded.patched)
 
 
+def make_affines(
+    base: QuantizedBase, network: FoldedNetwork, taps: Mapping[str, Float64Array] | None = None
+) -> dict[str, Affine]:
+    """Every convolution of ``network`` as the integers of ``base`` see it, by name.
+
+    Args:
+        taps: from `mean_by_tap`, by convolution; those named get the bias of rounding.
+
+    Raises:
+        QuantizationError: a scale or a bias that is not finite.
+    """
+    return {
+        conv.name: _make_affine(
+            base,
+            conv,
+            _absorb_hard_sigmoid(conv, network.convs[conv.name]),
+            (taps or {}).get(conv.name),
+        )
+        for conv in base.graph.convolutions()
+    }
+
+
 def _make_affine(
     base: QuantizedBase, conv: Conv2d, folded: FoldedConv, tap_means: Float64Array | None
-) -> _Affine:
+) -> Affine:
     if not (np.isfinite(folded.scale).all() and np.isfinite(folded.bias).all()):
         raise QuantizationError(
             f"site {conv.name!r} has a scale or bias that is NaN or infinite; every parameter "
@@ -160,7 +181,7 @@ def _make_affine(
     bias = folded.bias
     if tap_means is not None:
         bias = bias + weight_rounding_bias(conv, folded, kernel, weight_scale * signs, tap_means)
-    return _Affine(kernel, weight_scale, weight_scale * folded.scale * signs, bias)
+    return Affine(kernel, weight_scale, weight_scale * folded.scale * signs, bias)
 
 
 def mean_by_tap(conv: Conv2d, x_mean: Float64Array, shape: Shape) -> Float64Array:
@@ -218,7 +239,7 @@ def weight_rounding_bias(
 def _quantize_conv(
     base: QuantizedBase,
     conv: Conv2d,
-    affine: _Affine,
+    affine: Affine,
     params: tuple[ActivationParams, ActivationParams],
     task: str,
 ) -> QuantizedRows:
@@ -231,7 +252,7 @@ def _quantize_conv(
     return mask_rows(rows, missing, *params) if missing else rows
 
 
-def _refuse_negative(conv: Conv2d, affine: _Affine, refused: NDArray[np.bool_], task: str) -> None:
+def _refuse_negative(conv: Conv2d, affine: Affine, refused: NDArray[np.bool_], task: str) -> None:
     channels = np.flatnonzero(refused)
     shown = ", ".join(str(channel) for channel in channels[:8])
     values = affine.step[channels[0]] / affine.weight_scale[channels[0]]
@@ -243,7 +264,7 @@ def _refuse_negative(conv: Conv2d, affine: _Affine, refused: NDArray[np.bool_], 
     )
 
 
-def _owned_kernel(base: QuantizedBase, conv: Conv2d, affine: _Affine) -> Int8Array:
+def _owned_kernel(base: QuantizedBase, conv: Conv2d, affine: Affine) -> Int8Array:
     """The task's own kernel, padded with rows of zeros to the base's."""
     kernel = np.zeros_like(base.weights[conv.name])
     kernel[: len(affine.kernel)] = affine.kernel

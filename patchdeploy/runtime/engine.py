@@ -1,16 +1,18 @@
 """The Engine: images of any size in, labels and probabilities out, for any task of a bundle.
 
-In: a bundle and the name of a runtime. Out: predictions. A (task, resolution) is loaded when it
-is first asked for and stays resident within a byte budget; residents never change, so threads may
-classify while others swap.
+In: a bundle and the name of a runtime, and a store where patches arrive later. Out: predictions. A
+(task, resolution) is loaded when it is first asked for and stays resident within a byte budget;
+residents never change, so threads may classify while others swap, and while a new patch takes the
+place of an old one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter
+from threading import Lock
+from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -20,18 +22,34 @@ from PIL import Image
 
 from patchdeploy.bundle import Bundle, open_bundle
 from patchdeploy.data import IMAGE_SUFFIXES, Preprocessing, load_image, resize_image
-from patchdeploy.errors import ConfigError, DataError, RuntimeBackendError
+from patchdeploy.errors import (
+    ConfigError,
+    DataError,
+    PatchdeployError,
+    RuntimeBackendError,
+    UnknownResolutionError,
+    UnknownTaskError,
+)
 from patchdeploy.runtime.backend import Backend, Resident
 from patchdeploy.runtime.choose import make_backend
 from patchdeploy.runtime.patches import Patches
 from patchdeploy.runtime.prediction import Prediction, softmax
-from patchdeploy.runtime.residents import Residents
+from patchdeploy.runtime.residents import Key, Residents
+from patchdeploy.runtime.versions import (
+    LOGGER,
+    TaskVersion,
+    bundle_versions,
+    newest_versions,
+)
 from patchdeploy.slots import PatchValues
+from patchdeploy.store import Store
 
 Pixels = NDArray[np.uint8]
 OneImage = str | Path | Image.Image
 BATCH = 32
 """Images that a folder is classified in at once."""
+REFRESH_SECONDS = 5.0
+"""How often a store is looked at for a new patch."""
 PATCH_BUDGET_BYTES = 8 << 20
 """Memory for decoded patches: 5 of MobileNetV2 1.0 with 1000 classes, 50 with 10."""
 
@@ -45,13 +63,23 @@ class Engine:
         backend: Backend,
         budget_bytes: int | None,
         patch_budget_bytes: int = PATCH_BUDGET_BYTES,
+        store: Store | None = None,
+        refresh_seconds: float | None = REFRESH_SECONDS,
     ) -> None:
         self._bundle = bundle
+        self._store = store
+        self._refresh_seconds = refresh_seconds
+        self._refreshed = monotonic()
+        self._refresh_lock, self._background_lock = Lock(), Lock()
+        self._shipped = bundle_versions(bundle, with_sequence=store is not None)
+        self._versions = self._shipped
+        if store is not None:
+            self._versions = newest_versions(self._shipped, store, self._shipped)
         self._backend: Backend | None = backend
         self._residents = Residents(budget_bytes)
         self._patches = Patches(patch_budget_bytes)
         self._current: tuple[str, int] | None = None
-        self._prewarmer: ThreadPoolExecutor | None = None
+        self._background: ThreadPoolExecutor | None = None
 
     @classmethod
     def open(
@@ -64,6 +92,8 @@ class Engine:
         budget_bytes: int | None = None,
         patch_budget_bytes: int = PATCH_BUDGET_BYTES,
         package: str | None = None,
+        store: Store | None = None,
+        refresh_seconds: float | None = REFRESH_SECONDS,
     ) -> Engine:
         """An engine over the bundle at a path (all its hashes are compared) or an opened one.
 
@@ -74,6 +104,10 @@ class Engine:
             patch_budget_bytes: memory for patches that were read and checked, so that a task that
                 was unloaded comes back without the disk; 0: each is read and checked again.
             package: LiteRT only: "ai_edge_litert", "tflite_runtime" or "tensorflow".
+            store: patches that came later, see `runtime.bundle_store.open_store`; its active patch
+                of a task runs in the place of the bundle's unless that has a higher sequence.
+            refresh_seconds: how often the store is looked at, on a thread of its own, while the
+                engine is in use; None: only by `refresh`.
 
         Raises:
             ConfigError: an unknown runtime, mode or package, or a format that is not exported.
@@ -82,7 +116,7 @@ class Engine:
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         backend = make_backend(opened, runtime, threads, mode, package)
-        return cls(opened, backend, budget_bytes, patch_budget_bytes)
+        return cls(opened, backend, budget_bytes, patch_budget_bytes, store, refresh_seconds)
 
     @property
     def bundle(self) -> Bundle:
@@ -102,13 +136,19 @@ class Engine:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Task names."""
-        return self._bundle.tasks
+        """Task names, sorted."""
+        return tuple(sorted(self._versions))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """SHA-256 of the patch file that each task runs."""
+        return {task: one.sha256 for task, one in self._versions.items()}
 
     @property
     def residents(self) -> tuple[tuple[str, int], ...]:
         """The (task, resolution) pairs that are loaded, the least recently used first."""
-        return self._residents.keys()
+        loaded = self._residents.keys()
+        return tuple((task, px) for task, px, _ in loaded)
 
     @property
     def resident_bytes(self) -> int:
@@ -121,7 +161,7 @@ class Engine:
         Raises:
             UnknownTaskError: no such task.
         """
-        return self._bundle.task(task).resolutions
+        return self._version(task).resolutions
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Labels of ``task``.
@@ -129,7 +169,7 @@ class Engine:
         Raises:
             UnknownTaskError: no such task.
         """
-        return self._bundle.task(task).classes
+        return self._version(task).classes
 
     def swap_to(self, task: str, resolution: int | None = None) -> dict[str, float]:
         """Make ``task`` the one that `classify` uses by default; returns what `prewarm` does.
@@ -137,9 +177,9 @@ class Engine:
         Raises:
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
-        key = self._key(task, resolution)
-        timings = self.prewarm(*key)
-        self._current = key
+        version, px = self._choose(task, resolution)
+        timings = self.prewarm(version.task, px)
+        self._current = (version.task, px)
         return timings
 
     def prewarm(self, task: str, resolution: int | None = None) -> dict[str, float]:
@@ -153,10 +193,10 @@ class Engine:
         Raises:
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
-        key = self._key(task, resolution)
+        version, px = self._choose(task, resolution)
         timings: dict[str, float] = {"patch_ms": 0.0, "load_ms": 0.0}
         start = perf_counter()
-        self._resident(key, timings)
+        self._resident(version, px, timings)
         timings["total_ms"] = 1e3 * (perf_counter() - start)
         return timings
 
@@ -168,15 +208,68 @@ class Engine:
         Raises:
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
-        key = self._key(task, resolution)
-        self._open_backend()
-        if self._prewarmer is None:
-            self._prewarmer = ThreadPoolExecutor(1, thread_name_prefix="patchdeploy-prewarm")
-        return self._prewarmer.submit(self.prewarm, *key)
+        version, px = self._choose(task, resolution)
+        return self._in_background(self.prewarm, version.task, px)
 
     def evict(self, task: str, resolution: int) -> None:
         """Unload a resident (nothing happens if it is none); running inferences end first."""
-        self._residents.evict((task, resolution))
+        self._evict(lambda key: key[:2] == (task, resolution))
+
+    def refresh(self) -> tuple[str, ...]:
+        """Look at the store now, and take over what it has active.
+
+        What is resident of a task is loaded from the new patch before the old one is let go: no
+        inference waits for it, and one that runs ends with the patch that it began with.
+
+        Returns:
+            The tasks that changed, sorted.
+
+        Raises:
+            StorageError: the store's folder cannot be read; the engine goes on as it is.
+        """
+        if self._store is None:
+            return ()
+        with self._refresh_lock:
+            before = self._versions
+            after = newest_versions(self._shipped, self._store, before)
+            changed = {
+                task
+                for task in before.keys() | after.keys()
+                if task not in before or task not in after or before[task] != after[task]
+            }
+            for task, px in self.residents:
+                if task in changed and task in after and px in after[task].resolutions:
+                    self._resident(after[task], px)
+            self._versions = after
+            current = {(task, one.sha256) for task, one in after.items()}
+            self._evict(lambda key: (key[0], key[2]) not in current)
+        return tuple(sorted(changed))
+
+    def _evict(self, goes: Callable[[Key], bool]) -> None:
+        loaded = self._residents.keys()
+        for key in filter(goes, loaded):
+            self._residents.evict(key)
+
+    def _look_for_patches(self) -> None:
+        """Start `refresh` on a thread, at most every ``refresh_seconds``."""
+        seconds, now = self._refresh_seconds, monotonic()
+        if self._store is None or seconds is None or now - self._refreshed < seconds:
+            return
+        self._refreshed = now
+        self._in_background(self._refresh_quietly)
+
+    def _refresh_quietly(self) -> None:
+        try:
+            self.refresh()
+        except PatchdeployError as error:
+            LOGGER.warning("the store was not read: %s", error)
+
+    def _in_background(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        self._open_backend()
+        with self._background_lock:
+            if self._background is None:
+                self._background = ThreadPoolExecutor(1, thread_name_prefix="patchdeploy-prewarm")
+        return self._background.submit(call, *arguments)
 
     def logits(
         self, images: Pixels, task: str | None = None, resolution: int | None = None
@@ -187,17 +280,19 @@ class Engine:
             DataError: the images have another dtype or shape.
             RuntimeBackendError: the runtime failed.
         """
-        key = self._key(task, resolution)
-        px = key[1]
+        return self._run(images, *self._choose(task, resolution))
+
+    def _run(self, images: Pixels, version: TaskVersion, resolution: int) -> NDArray[np.float32]:
+        px = resolution
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (px, px, 3):
             raise DataError(
                 f"images are {images.dtype} {images.shape}; at {px} px they must be uint8 "
                 f"[N, {px}, {px}, 3] RGB; resize them, or use classify, which does"
             )
-        count = len(self.classes(key[0]))
+        count = len(version.classes)
         if len(images) == 0:
             return np.empty((0, count), np.float32)
-        return self._resident(key).run(np.ascontiguousarray(images))[:, :count]
+        return self._resident(version, px).run(np.ascontiguousarray(images))[:, :count]
 
     @overload
     def classify(
@@ -226,11 +321,11 @@ class Engine:
             DataError: an image that cannot be read or is not uint8 RGB.
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
-        key = self._key(task, resolution)
+        version, px = self._choose(task, resolution)
         is_array = isinstance(image, np.ndarray)
         if isinstance(image, str | Path | Image.Image) or (is_array and image.ndim == 3):
-            return self._predict([self._prepare(image, key[1])], key)[0]
-        return self._predict([self._prepare(one, key[1]) for one in image], key)
+            return self._predict([self._prepare(image, px)], version, px)[0]
+        return self._predict([self._prepare(one, px) for one in image], version, px)
 
     def classify_folder(
         self, folder: str | Path, task: str | None = None, resolution: int | None = None
@@ -242,7 +337,7 @@ class Engine:
         Raises:
             DataError: no such folder, or no image in it.
         """
-        key = self._key(task, resolution)
+        version, px = self._choose(task, resolution)
         paths = sorted(
             path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
         )
@@ -251,10 +346,10 @@ class Engine:
                 f"folder {folder} holds no image; it needs at least 1 of "
                 f"{', '.join(IMAGE_SUFFIXES)}; correct the path"
             )
-        return self._classify_paths(paths, key)
+        return self._classify_paths(paths, version, px)
 
     def _classify_paths(
-        self, paths: list[Path], key: tuple[str, int]
+        self, paths: list[Path], version: TaskVersion, px: int
     ) -> Iterator[tuple[Path, Prediction | DataError]]:
         for start in range(0, len(paths), BATCH):
             chunk = paths[start : start + BATCH]
@@ -262,10 +357,10 @@ class Engine:
             outcomes: dict[Path, Prediction | DataError] = {}
             for path in chunk:
                 try:
-                    pixels[path] = self._prepare(path, key[1])
+                    pixels[path] = self._prepare(path, px)
                 except DataError as error:
                     outcomes[path] = error
-            predictions = self._predict(list(pixels.values()), key)
+            predictions = self._predict(list(pixels.values()), version, px)
             outcomes |= dict(zip(pixels, predictions, strict=True))
             yield from ((path, outcomes[path]) for path in chunk)
 
@@ -284,23 +379,24 @@ class Engine:
             )
         return resize_image(pixels, resolution, self.preprocessing)
 
-    def _predict(self, pixels: list[Pixels], key: tuple[str, int]) -> list[Prediction]:
+    def _predict(
+        self, pixels: list[Pixels], version: TaskVersion, resolution: int
+    ) -> list[Prediction]:
         if not pixels:
             return []
-        scores = self.logits(np.stack(pixels), *key)
-        classes = self.classes(key[0])
+        scores = self._run(np.stack(pixels), version, resolution)
         return [
-            Prediction(*key, classes, row, chances)
+            Prediction(version.task, resolution, version.classes, row, chances)
             for row, chances in zip(scores, softmax(scores), strict=True)
         ]
 
-    def _key(self, task: str | None, resolution: int | None) -> tuple[str, int]:
-        """The (task, resolution) that a call means."""
+    def _choose(self, task: str | None, resolution: int | None) -> tuple[TaskVersion, int]:
+        """The version and the resolution that a call means; they stay its own until it ends."""
+        self._look_for_patches()
         current = self._current
         if task is None and current is not None:
-            if resolution is None:
-                return current
             task = current[0]
+            resolution = current[1] if resolution is None else resolution
         if task is None:
             if len(self.tasks) != 1:
                 raise ConfigError(
@@ -308,24 +404,41 @@ class Engine:
                     "or call swap_to first"
                 )
             task = self.tasks[0]
+        version = self._version(task)
+        held = version.resolutions
         if resolution is None:
-            held = self.resolutions(task)
             own = self.preprocessing.input_size
             resolution = own if own in held else held[-1]
-        self._bundle.check_resolution(task, resolution)
-        return task, resolution
+        if resolution not in held:
+            raise UnknownResolutionError(
+                f"task {task!r} was not exported at {resolution} px; it has "
+                f"{', '.join(map(str, held))}; choose one of them or export it again"
+            )
+        return version, resolution
 
-    def _resident(self, key: tuple[str, int], timings: dict[str, float] | None = None) -> Resident:
+    def _version(self, task: str) -> TaskVersion:
+        versions = self._versions
+        if task not in versions:
+            raise UnknownTaskError(
+                f"no task {task!r} in {self._bundle.path}; it has "
+                f"{', '.join(self.tasks) or 'none'}; choose one of them or add the task"
+            )
+        return versions[task]
+
+    def _resident(
+        self, version: TaskVersion, resolution: int, timings: dict[str, float] | None = None
+    ) -> Resident:
         backend = self._open_backend()
+        key = (version.task, resolution, version.sha256)
 
         def read() -> PatchValues:
-            return self._bundle.patch(*key).values[key[1]]
+            return version.read(resolution)
 
         def build() -> Resident:
             start = perf_counter()
             values = self._patches.get(key, read)
             middle = perf_counter()
-            resident = backend.load(values, key[1])
+            resident = backend.load(values, resolution)
             if timings is not None:
                 timings["patch_ms"] = 1e3 * (middle - start)
                 timings["load_ms"] = 1e3 * (perf_counter() - middle)
@@ -344,8 +457,8 @@ class Engine:
     def close(self) -> None:
         """Drop every resident; a running inference ends first where it holds one."""
         self._backend = None
-        if self._prewarmer is not None:
-            self._prewarmer.shutdown(wait=True)
+        if self._background is not None:
+            self._background.shutdown(wait=True)
         self._residents.clear()
         self._patches.clear()
 

@@ -14,7 +14,8 @@ from threading import Lock
 
 from patchdeploy.runtime.backend import Resident
 
-Key = tuple[str, int]
+Key = tuple[str, int, str]
+"""Task, resolution, SHA-256 of the patch file."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from patchdeploy.errors import DataError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.config import TrainConfig
-from patchdeploy.training.loop import Trainee, fit, predict
+from patchdeploy.training.loop import Trainee, predict
 from patchdeploy.training.objective import Forward, compile_forward
 from patchdeploy.training.preparation import (
     choose_device,
@@ -27,8 +27,8 @@ from patchdeploy.training.preparation import (
     refuse_settings,
     split_images,
 )
-from patchdeploy.training.records import open_recorder
 from patchdeploy.training.samples import Samples, Source
+from patchdeploy.training.session import open_session
 from patchdeploy.training.transfer import SingleLoss, TransferRun
 from patchdeploy.training.workers import SINGLE, Workers
 
@@ -84,27 +84,17 @@ def train_baseline(
     px = resolution or base.preprocessing.input_size
     device = choose_device(config)
     samples = make_pair((train, held), px, base, device)
-    with open_recorder(config.epochs, run_dir, quiet, resume) as recorder:
+    with open_session(config.epochs, workers, run_dir, resume, quiet) as session:
         if which == "head":
             model = PatchedModel(base, device)
             model.add_task("baseline", images.classes, PatchConfig(("head",)), px)
-            run = TransferRun(
-                model, "baseline", config, teacher, workers, run_dir, resume, recorder
-            )
+            run = TransferRun(model, "baseline", config, teacher, session)
             top1 = run.train(px, samples, None)
             parameters = sum(value.numel() for value in model.tensors().values())
             return BaselineResult("head", model.merge_and_unload().cpu(), parameters, top1)
         module = merge_tensors(base, random_head(base, len(images.classes), 0)).to(device)
         trainee = _all_weights(base, module, images, statistics, config, device, samples, teacher)
-        top1 = fit(
-            trainee,
-            config,
-            workers=workers,
-            checkpoint=run_dir / f"{px}.pt" if run_dir else None,
-            resume=resume,
-            on_epoch=recorder,
-            on_step=recorder.step,
-        ).mean_top1
+        top1 = session.fit(trainee, config, f"{px}.pt").mean_top1
     parameters = sum(value.numel() for value in trainee.trained.values())
     return BaselineResult("all", module.requires_grad_(False).eval().cpu(), parameters, top1)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from patchdeploy.errors import ConfigError
+from patchdeploy.errors_keys import refuse_unknown_keys
 
 Recipe = Literal["modern", "paper"]
 Augment = Literal["none", "shift", "shift_flip", "randaugment"]
@@ -117,14 +117,7 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown key, or a value out of range.
         """
-        known = [one.name for one in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = get_close_matches(key, known, 1)
-                raise ConfigError(
-                    f"unknown training key {key!r}; the keys are {', '.join(known)}; "
-                    + (f"did you mean {near[0]!r}?" if near else "remove it")
-                )
+        refuse_unknown_keys(values, [one.name for one in fields(cls)], "unknown training key")
         return cls(**values)
 
 

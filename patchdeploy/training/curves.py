@@ -16,7 +16,7 @@ from typing import Any
 from patchdeploy.errors import StorageError
 from patchdeploy.storage import write_atomic
 
-METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
+METRICS_FILE, CURVES_FILE, SWEEP_CURVE_FILE = "metrics.jsonl", "curves.png", "sweep.png"
 PANELS = (
     ("loss", "training loss", 1.0),
     ("validation_top1", "validation top-1, %", 100.0),
@@ -101,3 +101,40 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
 def _number(value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if good else float("nan")
+
+
+def write_sweep(run_dir: Path, points: Sequence[tuple[float, float | None]]) -> bool:
+    """Draw ``sweep.png``; whether there is a picture now.
+
+    Args:
+        points: learning rate, validation top-1 in [0, 1] or None where the run failed.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    if not points or find_spec("matplotlib") is None:
+        return False
+    write_atomic(run_dir / SWEEP_CURVE_FILE, draw_sweep(points))
+    return True
+
+
+def draw_sweep(points: Sequence[tuple[float, float | None]]) -> bytes:
+    """A PNG: validation accuracy by learning rate, as the paper's Fig. 9. A run that failed is a
+    cross at the bottom; the best is ringed.
+    """
+    from matplotlib.figure import Figure
+
+    sound = sorted((rate, 100 * top1) for rate, top1 in points if top1 is not None)
+    failed = [rate for rate, top1 in points if top1 is None]
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([rate for rate, _ in sound], [top1 for _, top1 in sound], marker=".")
+    if sound:
+        best = max(sound, key=lambda one: (one[1], -one[0]))
+        axis.plot(*best, marker="o", markersize=12, fillstyle="none", color="black", linestyle="")
+    axis.plot(failed, [0.0] * len(failed), marker="x", color="red", linestyle="")
+    axis.set(xlabel="learning rate", ylabel="validation top-1, %", xscale="log")
+    axis.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()

@@ -25,8 +25,8 @@ from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.loop import predict
 from patchdeploy.training.objective import Forward
 from patchdeploy.training.preparation import choose_device, make_pair, split_images
-from patchdeploy.training.records import open_recorder
 from patchdeploy.training.samples import Samples
+from patchdeploy.training.session import open_session
 from patchdeploy.training.transfer import TransferRun
 from patchdeploy.training.workers import SINGLE, Workers
 
@@ -87,12 +87,12 @@ def retune_patch_int8(
     model, before = models
     task, head = patch.task, before.tensors() if _shares_head(patch, base) else None
     scores: dict[str, dict[str, float]] = {}
-    with open_recorder(config.epochs * len(sizes), run_dir, quiet, resume) as recorder:
+    with open_session(config.epochs * len(sizes), workers, run_dir, resume, quiet) as session:
         for px in sizes:
             model.set_active_task(task, px)
             before.set_active_task(task, px)
             taught: Forward | None = teacher or (before if config.distillation_weight else None)
-            run = TransferRun(model, task, config, taught, workers, run_dir, resume, recorder, plan)
+            run = TransferRun(model, task, config, taught, session, plan)
             samples = make_pair(parts, px, base, device)
             run.train(px, samples, head)
             start = _score(before, px, plan, samples[1], config)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchdeploy.errors import ConfigError, DataError, TrainingError
+from patchdeploy.errors import ConfigError, DataError, NonFiniteLossError
 from patchdeploy.training.checkpoint import (
     Position,
     RunState,
@@ -135,7 +135,8 @@ def fit(
 
     Raises:
         DataError: no image to train on, or none to validate on.
-        TrainingError: a loss that is not finite, or a rank that stopped; the last checkpoint stays.
+        NonFiniteLossError: a loss that is not finite; the last checkpoint stays.
+        TrainingError: a rank that stopped; the last checkpoint stays.
         CheckpointError: ``resume`` finds a checkpoint of other settings.
         StorageError: the checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C; with ``checkpoint`` the run is saved first.
@@ -328,7 +329,7 @@ class _Run:
     def _refuse(self, source: int, step: int, loss: float) -> None:
         images = ", ".join(str(one) for one in self._indices(source, step)[:5].tolist())
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        raise TrainingError(
+        raise NonFiniteLossError(
             f"{self.trainee.sources[source].name}: the loss is {loss} at epoch "
             f"{self.position.epoch + 1}, step {step + 1} (images {images}, ...), with learning "
             f"rate {rate:.3g}; it must stay finite; try a tenth of the learning rate"

@@ -23,18 +23,19 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch_forward import reestimate_tensors, share_structure
 from patchdeploy.patched_model_mixed import MixedTaskModel
 from patchdeploy.training.config import Scope, TrainConfig
-from patchdeploy.training.loop import Trainee, fit
+from patchdeploy.training.loop import Trainee
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
     digest,
     make_pair,
+    refuse_settings,
     scale_floors,
     split_images,
 )
-from patchdeploy.training.records import open_recorder
 from patchdeploy.training.samples import Batch, Source, normalize, split_batches
+from patchdeploy.training.session import open_session
 from patchdeploy.training.workers import SINGLE, Workers
 
 
@@ -73,7 +74,8 @@ def train_many_patches(
     """
     config, patch_config = config or TrainConfig(), patch_config or PatchConfig()
     px = resolution or base.preprocessing.input_size
-    _check(base, tasks, config, patch_config)
+    refuse_settings(config, "train_many_patches")
+    _check(base, tasks, patch_config)
     check_resolutions(base, [px])
     model = MixedTaskModel(base, px, choose_device(config))
     for task, images in tasks.items():
@@ -85,16 +87,8 @@ def train_many_patches(
     pairs = [part for one in sources for part in (one.train, one.validation)]
     context = digest(settings, pairs) if run_dir is not None else ""
     trainee = make_trainee(model, sources, config, patch_config, context)
-    with open_recorder(config.epochs * len(tasks), run_dir, quiet, resume) as recorder:
-        result = fit(
-            trainee,
-            config,
-            workers=workers,
-            checkpoint=run_dir / "many.pt" if run_dir else None,
-            resume=resume,
-            on_epoch=recorder,
-            on_step=recorder.step,
-        )
+    with open_session(config.epochs * len(tasks), workers, run_dir, resume, quiet) as session:
+        result = session.fit(trainee, config, "many.pt")
     return {
         source.name: model.to_patch(
             source.name,
@@ -220,17 +214,10 @@ def _measure_statistics(model: MixedTaskModel, sources: Sequence[Source]) -> Non
 def _check(
     base: Base,
     tasks: Mapping[str, ImageDataset],
-    config: TrainConfig,
     patch_config: PatchConfig,
 ) -> None:
     if not tasks:
         raise ConfigError("tasks are empty; a run of many patches needs at least 1 task; name them")
-    for key in ("through_int8", "size_penalty", "rounding_step"):
-        if getattr(config, key):
-            raise ConfigError(
-                f"training {key}={getattr(config, key)!r} with many patches at once; it acts on "
-                "one task's patch alone; use train_patch for each task"
-            )
     probe = MixedTaskModel(base)
     probe.add_task("probe", ("a", "b"), patch_config)
     if not any(row.requires_grad for row in probe.rows("probe").values()):

@@ -20,7 +20,7 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch_forward import run_structure
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
-from patchdeploy.training.loop import FitResult, Trainee, fit
+from patchdeploy.training.loop import FitResult, Trainee
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
 from patchdeploy.training.preparation import (
     check_resolutions,
@@ -30,8 +30,8 @@ from patchdeploy.training.preparation import (
     refuse_settings,
     split_images,
 )
-from patchdeploy.training.records import open_recorder
 from patchdeploy.training.samples import Batch, Source
+from patchdeploy.training.session import open_session
 from patchdeploy.training.workers import SINGLE, Workers
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -126,16 +126,8 @@ def train_tasks(
         owners=model.owners(),
         context=_context(base, tasks, patch_config, sources) if run_dir is not None else "",
     )
-    with open_recorder(config.epochs * len(tasks), run_dir, quiet, resume) as recorder:
-        result = fit(
-            trainee,
-            config,
-            workers=workers,
-            checkpoint=run_dir / "tasks.pt" if run_dir else None,
-            resume=resume,
-            on_epoch=recorder,
-            on_step=recorder.step,
-        )
+    with open_session(config.epochs * len(tasks), workers, run_dir, resume, quiet) as session:
+        result = session.fit(trainee, config, "tasks.pt")
     return _collect(model, tasks, sources, config, patch_config, result)
 
 

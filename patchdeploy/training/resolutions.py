@@ -24,7 +24,7 @@ from patchdeploy.patch_forward import run_structure
 from patchdeploy.patch_tensors import random_head
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
-from patchdeploy.training.loop import Trainee, fit
+from patchdeploy.training.loop import Trainee
 from patchdeploy.training.objective import (
     autocast,
     classification_loss,
@@ -39,8 +39,8 @@ from patchdeploy.training.preparation import (
     refuse_settings,
     split_images,
 )
-from patchdeploy.training.records import open_recorder
 from patchdeploy.training.samples import Batch, Source
+from patchdeploy.training.session import open_session
 from patchdeploy.training.workers import SINGLE, Workers
 
 Learn = Literal["all", "patch"]
@@ -154,16 +154,8 @@ def train_resolutions(
         coupled=True,
         context=digest(known, everything) if run_dir is not None else "",
     )
-    with open_recorder(config.epochs * len(sizes), run_dir, quiet, resume) as recorder:
-        result = fit(
-            trainee,
-            config,
-            workers=workers,
-            checkpoint=run_dir / "resolutions.pt" if run_dir else None,
-            resume=resume,
-            on_epoch=recorder,
-            on_step=recorder.step,
-        )
+    with open_session(config.epochs * len(sizes), workers, run_dir, resume, quiet) as session:
+        result = session.fit(trainee, config, "resolutions.pt")
     top1 = dict(zip(sizes, result.validation_top1, strict=True))
     metrics = {
         "validation_top1": {str(px): round(value, 4) for px, value in top1.items()},

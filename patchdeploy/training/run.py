@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from patchdeploy.data import warn_overlap
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.named import open_base, open_images
 from patchdeploy.training.run_config import LoaderConfig, RunConfig, TaskConfig
-from patchdeploy.training.run_folder import check_run_folder, make_run_folder, write_summary
+from patchdeploy.training.run_folder import hold_run_folder, make_run_folder, write_summary
 from patchdeploy.training.run_methods import METHODS, Job, Summary, TaskData
-from patchdeploy.training.workers import open_workers
+from patchdeploy.training.run_sweep import sweep_job
+from patchdeploy.training.workers import Workers, open_workers
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,13 @@ def run_training(
     begun = time.perf_counter()
     check_ranks(config)
     given = config.workers
-    with open_workers(given.ranks_per_task, given.backend, given.timeout_seconds) as workers:
-        if workers.rank == 0:
-            check_run_folder(config, resume)
+    opened = open_workers(given.ranks_per_task, given.backend, given.timeout_seconds)
+    with opened as workers, _hold_folder(config, resume, workers):
         tasks = tuple(open_task(one, config.loader) for one in config.tasks)
         base = open_base(config.base)
         folder = make_run_folder(config, command) if workers.rank == 0 else Path(config.out)
         job = Job(config, base, tasks, workers, folder, resume, quiet)
-        found = METHODS[config.method](job)
+        found = sweep_job(job) if config.sweep.rates else METHODS[config.method](job)
         summary = {
             "method": config.method,
             "base": {"name": job.base.name, "sha256": job.base.sha256},
@@ -73,6 +74,11 @@ def run_training(
         if job.first:
             write_summary(folder, summary)
     return RunResult(folder, summary)
+
+
+def _hold_folder(config: RunConfig, resume: bool, workers: Workers) -> AbstractContextManager[None]:
+    """The first rank holds the folder for all."""
+    return hold_run_folder(config, resume) if workers.rank == 0 else nullcontext()
 
 
 def check_ranks(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ from patchdeploy.training.int8_retune import RETUNE
 from patchdeploy.training.resolutions import ResolutionsConfig
 from patchdeploy.training.run_table import check_keys, describe_kind, read_table
 from patchdeploy.training.run_toml import Document, apply_overrides, read_toml
+from patchdeploy.training.sweep import SweepConfig
 
 Method = Literal["transfer", "baseline", "tasks", "resolutions", "many", "int8_retune"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -119,13 +120,15 @@ class RunConfig:
             several tasks at once over a frozen base) or int8_retune (train a patch further,
             through the int8 base).
         base: embedded, torchvision:NAME, torchvision:NAME@WEIGHTS, keras:FILE.h5,
-            checkpoint:NAME:FILE or trained:FOLDER (a network that a run has left).
+            checkpoint:NAME:FILE, detector:NAME, detector:NAME@WEIGHTS, detector:NAME:FILE (the
+            features of an SSD) or trained:FOLDER (a network that a run has left).
         out: the run's folder; by default runs/ and the name of the file.
         resolutions: square sides in pixels; by default the base's own (int8_retune: the patch's).
         trained: of method baseline: "all" weights of a copy, or the "head" alone.
         statistics: of method baseline's normalisations: "frozen" or "batch" (what training from
             random weights needs).
-        training, patch, sharing, loader, workers: the tables; [sharing] is `ResolutionsConfig`.
+        training, patch, sharing, sweep, loader, workers: the tables; [sharing] is
+            `ResolutionsConfig`.
         tasks: the ``[[task]]`` tables, in order.
     """
 
@@ -138,6 +141,7 @@ class RunConfig:
     training: TrainConfig = field(default_factory=TrainConfig)
     patch: PatchConfig = field(default_factory=PatchConfig)
     sharing: ResolutionsConfig = field(default_factory=ResolutionsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     tasks: tuple[TaskConfig, ...] = ()
@@ -157,6 +161,7 @@ TABLES: Mapping[str, type] = MappingProxyType(
         "training": TrainConfig,
         "patch": PatchConfig,
         "sharing": ResolutionsConfig,
+        "sweep": SweepConfig,
         "loader": LoaderConfig,
         "workers": WorkersConfig,
     }
@@ -186,7 +191,7 @@ RULES: Mapping[Method, MethodRule] = MappingProxyType(
         "tasks": MethodRule((2, None), (0, 1), (*_BASELINE, "sharing")),
         "resolutions": MethodRule((1, 1), (2, None), (*_BASELINE, "patch")),
         "many": MethodRule((2, None), (0, 1), (*_BASELINE, "sharing")),
-        "int8_retune": MethodRule((1, None), (0, None), (*_BASELINE, "sharing", "patch")),
+        "int8_retune": MethodRule((1, None), (0, None), (*_BASELINE, "sharing", "patch", "sweep")),
     }
 )
 DEFAULTS: Mapping[Method, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -353,6 +358,11 @@ def _check_values(config: RunConfig, file: str) -> None:
                 "the folder of one"
             )
     _check_numbers(config, file)
+    if config.sweep.rates and config.training.learning_rate is not None:
+        raise ConfigError(
+            f"{file}, [sweep]: rates = {list(config.sweep.rates)} and [training] learning_rate = "
+            f"{config.training.learning_rate}; a sweep sets the learning rate; remove one of them"
+        )
 
 
 def _check_numbers(config: RunConfig, file: str) -> None:

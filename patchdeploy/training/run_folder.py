@@ -8,11 +8,15 @@ run: another one is refused, so that nothing is mixed or lost.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,14 @@ from patchdeploy.training.run_config import RunConfig, parse_run_config
 from patchdeploy.training.run_toml import read_toml, write_toml
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.toml", "environment.json", "summary.json"
+LOCK_FILE = ".in-use"
+"""There while a run goes on, held by flock; the kernel lets go of it when the process ends, however
+that is, so one that a kill has left means nothing."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""What flock says on a file system that has no locks: there a second run goes unseen."""
 MAY_DIFFER = ("out", "workers", "loader")
 """Settings that a run may go on without: where it lies, and how fast it runs."""
+RATES = "sweep.rates"
 GIT_SECONDS = 10.0
 
 
@@ -54,6 +64,76 @@ def check_run_folder(config: RunConfig, resume: bool) -> None:
             "with --out"
         )
     _check_same_run(folder, config, resume)
+
+
+@contextmanager
+def hold_run_folder(config: RunConfig, resume: bool) -> Iterator[None]:
+    """`check_run_folder`, and the folder is this run's alone until the block ends.
+
+    Raises:
+        ConfigError: the folder holds something else, or another run goes on in it.
+        StorageError: it cannot be read or written.
+    """
+    path = Path(config.out) / LOCK_FILE
+    if not path.exists():  # no run has been here: write nothing where somebody else's work lies
+        check_run_folder(config, resume)
+    is_new = not path.parent.exists()
+    descriptor = _lock(path)
+    try:
+        check_run_folder(config, resume)  # a run may have begun and ended between
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: see `_lock`
+            if is_new:
+                path.parent.rmdir()  # where the run has left nothing
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of ``path``, made where it is not there, and locked."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                _take(descriptor, path)
+                if _is_named(descriptor, path):
+                    holder = f"process {os.getpid()} on {socket.gethostname()}"
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, holder.encode())
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; a run writes into its folder; free "
+            "space or choose another place with --out"
+        ) from error
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """False where another run has ended since it was opened, and has removed the file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 200).decode(errors="replace") or "a process"
+        raise ConfigError(
+            f"{path.parent} is in use: a run goes on there ({holder}); a folder belongs to one run "
+            "at a time; wait until that one ends, or name another folder with --out"
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def make_run_folder(config: RunConfig, command: Sequence[str] = ()) -> Path:
@@ -98,12 +178,19 @@ def _check_same_run(folder: Path, config: RunConfig, resume: bool) -> None:
     before = flatten(parse_run_config(read_toml(path), str(path)).to_document())
     now = flatten(config.to_document())
     for key in sorted({*before, *now}):
-        if key.partition(".")[0] not in MAY_DIFFER and before.get(key) != now.get(key):
+        if not _may_differ(key, before, now) and before.get(key) != now.get(key):
             raise ConfigError(
                 f"{folder} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "--resume goes on with the same settings; use them, or name another folder with "
                 "--out"
             )
+
+
+def _may_differ(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """A sweep may go on with other rates; a run that is none does not become one."""
+    if key == RATES:
+        return bool(before.get(RATES)) and bool(now.get(RATES))
+    return key.partition(".")[0] in MAY_DIFFER
 
 
 def flatten(document: Mapping[str, Any]) -> dict[str, Any]:

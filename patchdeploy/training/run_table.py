@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from patchdeploy.errors import ConfigError
+from patchdeploy.errors_keys import refuse_unknown_keys
 
 _Kind = TypeVar("_Kind")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -57,13 +57,7 @@ def check_keys(
         ConfigError: another key, or a value of another kind.
     """
     hints = get_type_hints(kind)
-    for key in values:
-        if key not in known:
-            near = get_close_matches(key, shown, 1)
-            raise ConfigError(
-                f"{where}: unknown key {key!r}; the keys are {', '.join(shown)}; "
-                + (f"did you mean {near[0]!r}?" if near else "remove it")
-            )
+    refuse_unknown_keys(values, known, f"{where}: unknown key", shown)
     checked = {}
     for key, value in values.items():
         good, fixed = _fits(value, hints[key])

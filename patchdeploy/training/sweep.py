@@ -8,16 +8,54 @@ what it reached, and the best one. Patches like a large rate, all weights a smal
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from patchdeploy.errors import ConfigError, FileFormatError, TrainingError
+from patchdeploy.errors import (
+    ConfigError,
+    FileFormatError,
+    NonFiniteLossError,
+    TrainingError,
+)
 from patchdeploy.storage import write_atomic
 from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.workers import SINGLE, Workers
 
 SWEEP_FILE = "sweep.json"
 DEFAULT_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The table ``[sweep]``: the run is done at several learning rates and the best is kept.
+
+    Attributes:
+        rates: to try as ``learning_rate``, for instance [0.003, 0.01, 0.03], each in a run of its
+            own; the best on validation images is kept. Empty for no sweep.
+    """
+
+    rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rates:
+            check_rates(self.rates)
+
+
+def check_rates(rates: Sequence[float]) -> list[float]:
+    """``rates``, ascending and each once.
+
+    Raises:
+        ConfigError: fewer than two rates, or one that is not positive.
+    """
+    wanted = sorted(set(rates))
+    if len(wanted) < 2 or not all(0 < rate < math.inf for rate in wanted):
+        raise ConfigError(
+            f"sweep rates {list(rates)}; a sweep compares at least 2 positive rates; give for "
+            "instance 0.001, 0.01, 0.1"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -75,6 +113,7 @@ def sweep_rates(
     *,
     run_dir: Path | None = None,
     resume: bool = False,
+    workers: Workers = SINGLE,
     on_rate: Callable[[RateResult], None] = lambda result: None,
 ) -> SweepResult:
     """Run ``train`` at each of ``rates``.
@@ -84,17 +123,14 @@ def sweep_rates(
             instance ``lambda c: train_patch(base, images, c).metrics["validation_top1"]["64"]``.
         config: its ``learning_rate`` is replaced.
         run_dir: keeps what was reached so far; ``resume`` runs the missing rates alone.
+        workers: the ranks that run it together; each calls this, the first one writes.
 
     Raises:
         ConfigError: fewer than two rates, one that is not positive, or a folder of another sweep.
         FileFormatError: the folder's file does not parse.
+        TrainingError: a run cannot go on for another reason than a loss that is not finite.
     """
-    wanted = sorted(set(rates))
-    if len(wanted) < 2 or wanted[0] <= 0:
-        raise ConfigError(
-            f"sweep rates {list(rates)}; a sweep compares at least 2 positive rates; give for "
-            "instance 0.001, 0.01, 0.1"
-        )
+    wanted = check_rates(rates)
     settings = replace(config, learning_rate=None).to_json()
     path = run_dir / SWEEP_FILE if run_dir is not None else None
     done = _read(path, settings) if path is not None and resume and path.exists() else {}
@@ -102,7 +138,7 @@ def sweep_rates(
         if rate not in done:
             done[rate] = _run(train, replace(config, learning_rate=rate), rate)
         on_rate(done[rate])
-        if path is not None:
+        if path is not None and workers.rank == 0:
             document = {"config": settings, "results": [asdict(one) for one in done.values()]}
             write_atomic(path, json.dumps(document, indent=1).encode())
     return SweepResult(tuple(done[rate] for rate in wanted))
@@ -111,7 +147,7 @@ def sweep_rates(
 def _run(train: Callable[[TrainConfig], float], config: TrainConfig, rate: float) -> RateResult:
     try:
         return RateResult(rate, float(train(config)))
-    except TrainingError as error:
+    except NonFiniteLossError as error:
         return RateResult(rate, 0.0, str(error))
 
 

@@ -21,7 +21,7 @@ from patchdeploy.patched_model import PatchedModel, reestimate_statistics, train
 from patchdeploy.training.compact import compact_forward, make_compact
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
-from patchdeploy.training.loop import Trainee, accuracy, fit, predict
+from patchdeploy.training.loop import Trainee, accuracy, predict
 from patchdeploy.training.objective import (
     Forward,
     autocast,
@@ -36,8 +36,8 @@ from patchdeploy.training.preparation import (
     scale_floors,
     split_images,
 )
-from patchdeploy.training.records import Recorder, open_recorder
 from patchdeploy.training.samples import Batch, Samples, Source, normalize, split_batches
+from patchdeploy.training.session import Session, open_session
 from patchdeploy.training.workers import SINGLE, Workers
 
 
@@ -83,10 +83,8 @@ def train_patch(
     model = PatchedModel(base, choose_device(config))
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None
-    with open_recorder(config.epochs * len(sizes), run_dir, quiet, resume) as recorder:
-        run = TransferRun(
-            model, name, config, teacher, workers, run_dir, resume, recorder, Int8Plan(images)
-        )
+    with open_session(config.epochs * len(sizes), workers, run_dir, resume, quiet) as session:
+        run = TransferRun(model, name, config, teacher, session, Int8Plan(images))
         for px in sizes:
             model.add_task(name, images.classes, patch_config, px, start=before)
             samples = make_pair((train, held), px, base, model.device)
@@ -103,6 +101,7 @@ class TransferRun:
     Attributes:
         model: with the task attached at the resolutions so far.
         task: its name.
+        session: what it runs in.
         int8: how ``config.through_int8`` is done; None where it cannot be.
     """
 
@@ -110,10 +109,7 @@ class TransferRun:
     task: str
     config: TrainConfig
     teacher: Forward | None
-    workers: Workers
-    run_dir: Path | None
-    resume: bool
-    recorder: Recorder
+    session: Session
     int8: Int8Plan | None = None
 
     def train(
@@ -160,19 +156,11 @@ class TransferRun:
             ),
             predict=lambda _, inputs: forward(inputs),
             coupled=True,
-            context=self._context(samples) if self.run_dir is not None else "",
+            context=self._context(samples) if self.session.run_dir is not None else "",
         )
         if int8 is not None:
             trainee = replace(trainee, state=tensors | int8.state, prepare=int8.prepare)
-        result = fit(
-            trainee,
-            config,
-            workers=self.workers,
-            checkpoint=self.run_dir / f"{px}.pt" if self.run_dir else None,
-            resume=self.resume,
-            on_epoch=self.recorder,
-            on_step=self.recorder.step,
-        )
+        result = self.session.fit(trainee, config, f"{px}.pt")
         if compact is not None:
             compact.finish(tensors)
         return result.mean_top1

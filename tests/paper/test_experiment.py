@@ -171,7 +171,7 @@ def test_a_table_says_what_was_not_run_what_was_not_planned_and_what_failed():
     assert markdown_table(records, [*wanted, Cell("c", "y", 0)], "test_top1").splitlines() == [
         "|  | x | y | parameters |",
         "|---|---|---|---|",
-        "| a | 25.0 ± 35.4 (1 of 2 failed, counted as 0) | not run | 1,000 |",
+        "| a | 25.0 ± 35.4 (1 of 2 failed, counted as chance) | not run | 1,000 |",
         "| b | not run | - | - |",
         "| c | - | not run | - |",
     ]

@@ -305,7 +305,7 @@ def test_a_closed_engine_says_so(bundle):
 def test_a_changed_bundle_is_refused_when_opened_and_when_a_patch_is_read(bundle, tmp_path):
     path = shutil.copytree(bundle.path, tmp_path / "copy")
     opened = Engine.open(path, "onnxruntime")
-    patch = path / "patches" / "first.safetensors"
+    patch = path / "patches" / "first.pdp"
     patch.write_bytes(patch.read_bytes()[:-1] + b"\xff")
     with pytest.raises(IntegrityError):
         opened.swap_to("first", 24)

@@ -69,7 +69,7 @@ def test_a_task_comes_back_from_memory_or_with_no_budget_from_the_disk(tmp_path,
     ):
         expected = keeping.logits(images, "first", 24)
         assert np.array_equal(forgetful.logits(images, "first", 24), expected)
-        patch = path / "patches" / "first.safetensors"
+        patch = path / "patches" / "first.pdp"
         patch.write_bytes(patch.read_bytes()[:-1] + b"\xff")
         for engine in (keeping, forgetful):
             engine.evict("first", 24)

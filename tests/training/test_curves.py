@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from patchdeploy.errors import StorageError
-from patchdeploy.training.curves import draw_curves, read_metrics, write_curves
+from patchdeploy.training.curves import (
+    draw_curves,
+    draw_sweep,
+    read_metrics,
+    write_curves,
+    write_sweep,
+)
 from patchdeploy.training.loop import EpochRecord
 from patchdeploy.training.records import open_recorder
 
@@ -27,6 +33,18 @@ def pixels(png: bytes) -> np.ndarray:
 
 def lines(*records: EpochRecord) -> list[dict]:
     return [vars(one) for one in records]
+
+
+def test_a_sweeps_curve_shows_each_rate_and_a_run_that_failed(tmp_path: Path) -> None:
+    points = [(0.01, 0.5), (0.1, 0.7), (1.0, None)]
+    png = draw_sweep(points)
+    assert draw_sweep(points) == png
+    for changed in ([(0.01, 0.5), (0.1, 0.9), (1.0, None)], [(0.01, 0.5), (0.1, 0.7)]):
+        assert draw_sweep(changed) != png
+    draw_sweep([(0.1, None)])  # a picture even where every run failed
+    assert write_sweep(tmp_path, points)
+    assert (tmp_path / "sweep.png").read_bytes() == png
+    assert not write_sweep(tmp_path, [])
 
 
 def test_curves_show_what_was_recorded_and_nothing_of_the_clock() -> None:

@@ -18,7 +18,14 @@ from patchdeploy.data import ImageDataset, Preprocessing, load_packaged, overlap
 from patchdeploy.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
 from patchdeploy.patch import Kind, Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel
-from patchdeploy.training import TrainConfig, evaluate, train_baseline, train_patch, transfer
+from patchdeploy.training import (
+    TrainConfig,
+    evaluate,
+    session,
+    train_baseline,
+    train_patch,
+    transfer,
+)
 from patchdeploy.training.loop import EpochRecord, Trainee, fit, keep_signs
 from patchdeploy.training.optimizer import schedule
 from patchdeploy.training.preparation import split_images
@@ -108,7 +115,7 @@ class Killed(BaseException):
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, run: str, epoch: int) -> None:
     """From now on training dies when it records ``epoch`` of ``run``, before its checkpoint."""
-    recorder = transfer.open_recorder
+    recorder = session.open_recorder
 
     def open_deadly(*arguments: Any, **keywords: Any) -> Any:
         manager = recorder(*arguments, **keywords)
@@ -122,7 +129,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, run: str, epoch: int) -> None:
         manager.__enter__ = enter
         return _Manager(enter, manager.__exit__)
 
-    monkeypatch.setattr(transfer, "open_recorder", open_deadly)
+    monkeypatch.setattr(session, "open_recorder", open_deadly)
 
 
 class _Deadly:

@@ -233,8 +233,8 @@ def test_bad_settings_are_refused(base: Base, tasks: dict[str, ImageDataset]) ->
         "tasks are empty; a run of many patches needs at least 1 task; name them"
     )
     assert message(ConfigError, tasks, replace(PAPER, size_penalty=0.5)) == (
-        "training size_penalty=0.5 with many patches at once; it acts on one task's patch alone; "
-        "use train_patch for each task"
+        "training size_penalty=0.5; train_many_patches has no such form, only a patch that is "
+        "trained on its own has (train_patch, method transfer); leave it out"
     )
     assert message(ConfigError, tasks, PAPER, PatchConfig(())) == (
         "patch kinds [] select nothing to train in base 'small'; add a kind or widen include"

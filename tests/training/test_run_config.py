@@ -23,8 +23,11 @@ from patchdeploy.training.run_config import (
 )
 from patchdeploy.training.run_template import field_words, write_template
 from patchdeploy.training.run_toml import apply_overrides, write_toml
+from patchdeploy.training.sweep import SweepConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+OTHER_EXAMPLES = {"sweep": "transfer"}
+"""Examples of what is no method, by name, and the method that they use."""
 TASK = {"name": "digits", "images": "packaged:digits:train"}
 GOOD = {"method": "transfer", "task": [TASK]}
 
@@ -73,7 +76,7 @@ def test_a_task_may_have_its_own_augmentation_and_smoothing() -> None:
 
 
 TOP = (
-    "method, base, out, resolutions, trained, statistics, training, patch, sharing, loader, "
+    "method, base, out, resolutions, trained, statistics, training, patch, sharing, sweep, loader, "
     "workers, task"
 )
 
@@ -207,6 +210,29 @@ TOP = (
             "run.toml, [[task]] 'b': weight = 0.0; it must be positive; correct it",
         ),
         (
+            {"sweep": {"rate": [0.1, 0.2]}},
+            "run.toml, [sweep]: unknown key 'rate'; the keys are rates; did you mean 'rates'?",
+        ),
+        (
+            {"sweep": {"rates": [0.1]}},
+            "run.toml, [sweep]: sweep rates [0.1]; a sweep compares at least 2 positive rates; "
+            "give for instance 0.001, 0.01, 0.1",
+        ),
+        (
+            {"sweep": {"rates": ["large"]}},
+            "run.toml, [sweep]: rates = ['large']; it must be a list of numbers; correct it",
+        ),
+        (
+            {"sweep": {"rates": [0.1, 1]}, "training": {"learning_rate": 0.1}},
+            "run.toml, [sweep]: rates = [0.1, 1.0] and [training] learning_rate = 0.1; a sweep "
+            "sets the learning rate; remove one of them",
+        ),
+        (
+            {"method": "int8_retune", "sweep": {"rates": [0.1, 1]}},
+            "run.toml: method 'int8_retune' has no use for 'sweep'; it belongs to transfer, "
+            "baseline, tasks, resolutions, many; remove it",
+        ),
+        (
             {"method": "tansfer"},
             "run.toml: method = 'tansfer'; it must be 'transfer', 'baseline', 'tasks', "
             "'resolutions', 'many' or 'int8_retune'; did you mean 'transfer'?",
@@ -300,13 +326,13 @@ def test_a_setting_that_reaches_nothing_is_refused(override: str, message: str) 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_example_loads_and_survives_being_written(path: Path) -> None:
     config = load_run_config(path)
-    assert config.method == path.stem
+    assert config.method == OTHER_EXAMPLES.get(path.stem, path.stem)
     text = write_toml(config.to_document())
     assert parse_run_config(tomllib.loads(text), "again") == config
 
 
 def test_there_is_an_example_for_each_method() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.toml")} == set(METHODS)
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*METHODS, *OTHER_EXAMPLES}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -322,7 +348,7 @@ def test_a_template_runs_as_it_is_and_its_comments_hold_the_defaults(method: str
 
 
 def test_a_template_says_of_each_key_what_it_means() -> None:
-    for kind in (TrainConfig, TaskConfig, LoaderConfig):
+    for kind in (TrainConfig, TaskConfig, LoaderConfig, SweepConfig):
         words = field_words(kind)
         for name in kind.__dataclass_fields__:
             assert words.get(name), f"{kind.__name__}.{name} is not described"

@@ -1,6 +1,10 @@
 """A run's folder belongs to one run: nothing is mixed, nothing is lost, everything is noted."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from patchdeploy.errors import ConfigError, StorageError
+from patchdeploy.training import run_folder
 from patchdeploy.training.run_config import (
     LoaderConfig,
     RunConfig,
@@ -18,6 +23,7 @@ from patchdeploy.training.run_config import (
 from patchdeploy.training.run_folder import (
     check_run_folder,
     describe_environment,
+    hold_run_folder,
     make_run_folder,
     write_summary,
 )
@@ -116,6 +122,79 @@ def test_resume_goes_on_with_the_same_settings_alone(config: RunConfig, begun: P
     assert "task.digits.images = 'packaged:digits:train', not 'elsewhere'" in refusal(moved, True)
     smaller = replace(config, resolutions=(48,))
     assert "resolutions = (32,), not (48,)" in refusal(smaller, True)
+
+
+def test_a_folder_in_which_a_run_goes_on_is_refused_by_the_process_that_runs_it(
+    config: RunConfig,
+) -> None:
+    folder = Path(config.out)
+    with hold_run_folder(config, False):
+        make_run_folder(config)
+        (folder / "metrics.jsonl").write_text("{}\n")
+        for resume in (False, True):
+            with pytest.raises(ConfigError) as caught, hold_run_folder(config, resume):
+                pass
+            assert str(caught.value) == (
+                f"{folder} is in use: a run goes on there (process {os.getpid()} on "
+                f"{socket.gethostname()}); a folder belongs to one run at a time; wait until that "
+                "one ends, or name another folder with --out"
+            )
+    with hold_run_folder(config, True):  # it has ended
+        pass
+    assert not (folder / ".in-use").exists()
+
+
+def test_a_run_that_was_killed_does_not_keep_its_folder(config: RunConfig) -> None:
+    """The kernel lets go of the lock; the file that is left means nothing."""
+    program = (
+        "import os, sys\n"
+        "from patchdeploy.training.run_config import RunConfig\n"
+        "from patchdeploy.training.run_folder import hold_run_folder\n"
+        "with hold_run_folder(RunConfig('transfer', out=sys.argv[1]), False):\n"
+        "    os._exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, config.out], check=False)
+    assert done.returncode == 7
+    assert (Path(config.out) / ".in-use").exists()
+    with hold_run_folder(config, False):
+        pass
+
+
+def test_a_file_that_another_run_removes_while_it_is_being_locked_is_not_the_lock(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, path = run_folder._take, Path(config.out) / ".in-use"
+    removed: list[Path] = []
+
+    def take_and_end(descriptor: int, where: Path) -> None:
+        take(descriptor, where)
+        if not removed:  # the run that had made the file ends now
+            where.unlink()
+            removed.append(where)
+
+    monkeypatch.setattr(run_folder, "_take", take_and_end)
+    with hold_run_folder(config, False):
+        assert removed == [path]
+        with pytest.raises(ConfigError, match="is in use"), hold_run_folder(config, False):
+            pass
+
+
+def test_a_run_that_leaves_nothing_leaves_no_folder(config: RunConfig) -> None:
+    with hold_run_folder(config, False):
+        assert Path(config.out).exists()
+    assert not Path(config.out).exists()
+
+
+def test_nothing_is_written_where_somebody_elses_work_lies(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "_lock", lambda path: pytest.fail(f"{path} was made"))
+    folder = Path(config.out)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="and no run"), hold_run_folder(config, False):
+        pass
+    assert [one.name for one in folder.iterdir()] == ["thesis.tex"]
 
 
 def test_a_place_that_cannot_be_a_folder_is_refused(config: RunConfig) -> None:

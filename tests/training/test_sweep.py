@@ -81,7 +81,19 @@ def test_a_sweep_that_was_stopped_runs_the_missing_rates_alone(tmp_path: Path) -
         sweep_rates(train, CONFIG, (0.01, 0.1), run_dir=tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("rates", [(), (0.1,), (0.0, 0.1), (-1.0, 1.0)])
+def test_a_run_that_stops_for_another_reason_stops_the_sweep(tmp_path: Path) -> None:
+    def train(config: TrainConfig) -> float:
+        raise TrainingError("another rank has stopped")
+
+    with pytest.raises(TrainingError, match="another rank has stopped"):
+        sweep_rates(train, CONFIG, (0.01, 0.1), run_dir=tmp_path)
+    assert not (tmp_path / SWEEP_FILE).exists()
+
+
+NOT_NUMBERS = (float("nan"), float("inf"))
+
+
+@pytest.mark.parametrize("rates", [(), (0.1,), (0.0, 0.1), (-1.0, 1.0), NOT_NUMBERS])
 def test_a_sweep_of_one_rate_or_of_none_above_zero_is_refused(rates: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         sweep_rates(lambda config: 0.0, CONFIG, rates)

@@ -1,0 +1,65 @@
+"""A patch store for the base of a bundle: its checks, bound to the files and runtime at hand.
+
+In: a folder, a bundle, a runtime. Out: a `Store` that takes patches of that base alone, proves
+that the model which comes of each is the one its maker signed, and runs its self-test before it
+becomes active.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchdeploy.bundle import Bundle
+from patchdeploy.patchfile import CheckedPatch, Policy, check_patch_file
+from patchdeploy.patchfile_keys import TrustedKeys
+from patchdeploy.patchfile_pack import check_results
+from patchdeploy.patchfile_payload import decode_payload
+from patchdeploy.patchfile_values import PatchFile, check_patch
+from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
+from patchdeploy.runtime.self_test import run_self_test
+from patchdeploy.store import Hooks, Store
+
+
+def open_store(
+    folder: Path | str,
+    bundle: Bundle,
+    runtime: str = "litert",
+    *,
+    trusted: TrustedKeys | None = None,
+    allow_unsigned: bool = False,
+    package: str | None = None,
+) -> Store:
+    """The store at ``folder`` for patches of ``bundle``'s base; nothing is written yet.
+
+    Args:
+        runtime: "litert" or "onnxruntime": what self-tests run on.
+        trusted: keys that must sign; by default those that the bundle pins.
+        allow_unsigned: take patches that nobody signed, for development; each is logged.
+        package: see `Engine.open`.
+
+    Raises:
+        ConfigError: an unknown runtime, or one whose format the bundle does not hold.
+        MissingExtraError: the runtime is not installed.
+    """
+    backend = make_backend(bundle, runtime, 1, "resident", package)
+    format_name = RUNTIME_FORMATS[runtime]
+    table = bundle.coding_table
+    bases = {format_name: (bundle.base_file(format_name), bundle.table(format_name))}
+    policy = Policy(
+        trusted or bundle.manifest.trusted,
+        allow_unsigned=allow_unsigned,
+        runtime=format_name,
+        base_sha256=table.sha256,
+        base_bytes=table.length_bytes,
+    )
+
+    def decode(checked: CheckedPatch) -> PatchFile:
+        patch = decode_payload(checked.payload, checked.header, table)
+        check_patch(patch, table.layout)
+        return patch
+
+    def self_test(checked: CheckedPatch, patch: PatchFile) -> None:
+        check_results(checked, patch, bases)
+        run_self_test(backend, format_name, patch, table)
+
+    return Store(Path(folder), policy, Hooks(check_patch_file, decode, self_test))

@@ -1,0 +1,70 @@
+"""The self-test of a patch on the runtime at hand: check 9 of docs/patch-format.md.
+
+In: a back end over the base, a decoded patch. Out: the largest difference to the scores that
+travel with the patch, or a `PatchRefusedError`: the runtime refused the model, or the model says
+something else than its maker saw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdeploy.errors import PatchRefusedError, RuntimeBackendError
+from patchdeploy.patchfile_golden import check_golden, enlarge
+from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.runtime.backend import Backend
+from patchdeploy.slots import PatchValues
+
+
+def run_self_test(
+    backend: Backend, format_name: str, patch: PatchFile, table: CodingTable
+) -> int | None:
+    """Load every resolution of ``patch`` and compare its scores.
+
+    Args:
+        format_name: of the base file that ``backend`` runs, as the header's results name it.
+
+    Returns:
+        The largest difference in LSB of the scores; None where the patch carries no
+        self-test (then its models were loaded, and no more).
+
+    Raises:
+        PatchRefusedError: codes "load" and "self_test".
+    """
+    measured = {}
+    for px, values in patch.values.items():
+        try:
+            resident = backend.load(values, px)
+            if patch.golden is None:
+                continue
+            scores = resident.run(enlarge(patch.golden.thumbnails, px))
+        except RuntimeBackendError as error:
+            raise PatchRefusedError(
+                "load",
+                f"model of task {patch.task!r} at {px} px",
+                f"one that {backend.name} {backend.version} runs",
+                f"refused ({error})",
+                "keep the patch that is active and pack this task again",
+            ) from error
+        measured[px] = score_codes(scores[:, : len(patch.classes)], values, table)
+    if patch.golden is None:
+        return None
+    return check_golden(
+        patch.golden, format_name, measured, f"{backend.name} on task {patch.task!r}"
+    )
+
+
+def score_codes(
+    scores: NDArray[np.float32], values: PatchValues, table: CodingTable
+) -> NDArray[np.int8]:
+    """The int8 that a score stands for: round(score / scale) + zero point of the output.
+
+    Scores are scale * (code - zero point), rounded once, so the quotient is within 2^-15 of it.
+    """
+    scale = values.activation_scale[table.output_index].astype(np.float64)
+    zero_point = int(values.activation_zero_point[table.output_index])
+    codes = np.rint(scores.astype(np.float64) / scale) + zero_point
+    clipped: NDArray[np.int8] = np.clip(codes, -128, 127).astype(np.int8)
+    return clipped

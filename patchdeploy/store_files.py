@@ -1,0 +1,184 @@
+"""The few file operations that a patch store is built from, and the two ways they are joined.
+
+In: paths inside one folder, and bytes. Out: bytes, or an `OSError` that the store turns into a
+typed error. `DiskFiles` is the real disk; the tests put a simulated one in its place, which loses,
+tears and reorders what was not synced, fails the k-th operation, or ends the process there.
+
+Links are never followed and nothing but a regular file is read, so a name in the folder cannot
+lead out of it. No operation writes into a file that already has its final name: a reader may have
+it mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from patchdeploy.errors import IntegrityError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+class Files(Protocol):
+    """What a store asks of a disk. Every operation may raise `OSError`."""
+
+    def make_folder(self, folder: Path) -> None:
+        """Make ``folder`` unless it is there; its parent must exist."""
+
+    def lock(self, path: Path) -> AbstractContextManager[None]:
+        """Wait until no other process or thread holds ``path``, then hold it for the block."""
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in ``folder``, in any order."""
+
+    def read(self, path: Path, limit_bytes: int) -> bytes:
+        """The whole of a regular file of at most ``limit_bytes``.
+
+        Raises:
+            IntegrityError: a link, another kind of file, or a longer one.
+        """
+
+    def create(self, path: Path) -> int:
+        """Make a new file and return a handle to write it; the name must be free."""
+
+    def write(self, handle: int, data: memoryview) -> int:
+        """Write some of ``data``, at least one byte; return how many bytes."""
+
+    def sync(self, handle: int) -> None:
+        """Return when what was written is on the disk."""
+
+    def close(self, handle: int) -> None:
+        """End the use of a handle."""
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give ``old`` the name ``new``; the file that had that name loses it, in one step."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+
+    def sync_folder(self, folder: Path) -> None:
+        """Return when the names in ``folder`` are on the disk."""
+
+
+class DiskFiles:
+    """The real disk, by POSIX calls."""
+
+    def make_folder(self, folder: Path) -> None:
+        """Make ``folder`` unless it is there."""
+        folder.mkdir(exist_ok=True)
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        """Hold ``path`` by flock; the kernel gives it back when the process ends, however."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in ``folder``."""
+        return os.listdir(folder)  # noqa: PTH208 - names, not paths
+
+    def read(self, path: Path, limit_bytes: int) -> bytes:
+        """The whole of a regular file; a pipe or a device is refused without waiting for it."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            handle = os.open(path, flags)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _irregular(path, "a link") from error
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise _irregular(path, "not a regular file")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(limit_bytes + 1)
+        finally:
+            os.close(handle)
+        if len(data) > limit_bytes:
+            raise _irregular(path, f"longer than {limit_bytes} bytes")
+        return data
+
+    def create(self, path: Path) -> int:
+        """A new file, mode 0644."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(path, flags, 0o644)
+
+    def write(self, handle: int, data: memoryview) -> int:
+        """One write."""
+        return os.write(handle, data)
+
+    def sync(self, handle: int) -> None:
+        """fsync."""
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        """close."""
+        os.close(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """rename."""
+        old.replace(new)
+
+    def unlink(self, path: Path) -> None:
+        """unlink."""
+        path.unlink()
+
+    def sync_folder(self, folder: Path) -> None:
+        """fsync of the directory."""
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def publish(files: Files, folder: Path, name: str, data: bytes) -> None:
+    """Put ``data`` under ``name``: a new file, synced, then renamed in one step.
+
+    The new name is on the disk only after the next `Files.sync_folder`.
+
+    Raises:
+        OSError: nothing changed under ``name``.
+    """
+    temporary = folder / f"{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    try:
+        _write_new(files, temporary, data)
+        files.rename(temporary, folder / name)
+    except OSError:
+        with suppress(OSError):  # it may never have been made; clean_up removes what stays
+            files.unlink(temporary)
+        raise
+
+
+def _write_new(files: Files, path: Path, data: bytes) -> None:
+    """Write and sync a new file. A sync that fails is not tried again.
+
+    After a failed fsync the kernel may forget the pages that it could not write, so a second one
+    can succeed with nothing on the disk.
+    """
+    handle = files.create(path)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[files.write(handle, rest) :]
+        files.sync(handle)
+    finally:
+        files.close(handle)
+
+
+def _irregular(path: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path} is {what}; a store holds regular files that patchdeploy wrote; remove it and "
+        "install the patch again"
+    )

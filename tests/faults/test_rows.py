@@ -1,0 +1,144 @@
+"""The short form of the rows that have no other: minutes of `make faults` in seconds.
+
+Rows 7, 8, 11 to 17, 19 and 20 have theirs in tests/store and tests/runtime, the mutants of row 1
+theirs in tests/patchfile.
+"""
+
+import fault_cases
+import pytest
+import rows_container
+import rows_hostile
+import rows_match
+import rows_misbehave
+import rows_sites
+import rows_values
+from container_cases import forge
+from rows import ROWS
+
+from patchdeploy import patchfile, patchfile_coding, patchfile_pack, patchfile_payload
+from patchdeploy.runtime import self_test
+
+
+def no_progress(part):
+    """Nobody looks."""
+
+
+def test_every_row_is_there_once_and_has_something_that_tries_it():
+    assert [row.number for row in ROWS] == [*range(1, 22)]
+    assert all(row.parts for row in ROWS)
+
+
+def test_row_1_no_flipped_bit_is_taken():
+    seen = rows_container.flip_bits(step=17)
+    assert {"magic", "header_length", "reserved", "signature", "payload_hash"} <= set(seen.codes)
+
+
+def test_row_2_no_other_length_is_taken():
+    rows_container.try_lengths(0.02, no_progress)
+
+
+def test_row_3_a_signed_mutant_is_refused_or_sound():
+    cost = rows_hostile.try_signed_mutants(500, seed=1)
+    assert cost.codes.total() == 500
+    assert {"header_text", "header_field", "inflate", "parts", "values"} <= set(cost.codes)
+
+
+def test_row_3_a_bomb_is_refused_before_it_goes_off():
+    assert rows_hostile.try_bombs(2**24).count > 40
+
+
+def test_row_4_a_signature_of_anything_else_does_not_count():
+    rows_container.try_signatures(1.0, no_progress)
+
+
+def test_row_5_a_patch_fits_its_own_base_alone():
+    rows_match.try_bases(0.005, no_progress)
+
+
+def test_row_6_a_patch_fits_its_own_task_runtime_and_engine_alone():
+    rows_match.try_places(0.15, no_progress)
+
+
+def test_row_9_a_value_that_no_slot_takes_is_refused():
+    rows_values.try_values(0.1, no_progress)
+
+
+def test_row_10_only_all_slots_and_whole_parts_are_taken():
+    rows_sites.try_sites(0.1, no_progress)
+
+
+def test_row_18_a_patch_that_misbehaves_is_refused_and_the_one_before_stays(tmp_path):
+    names = ("two classes swapped in the head", "a high bit of one bias")
+    rows_misbehave.try_planted(tmp_path, names=names)
+
+
+def nothing(*arguments, **named):
+    """A check that was forgotten."""
+
+
+BUGS = {
+    "the payload's hash is not compared": (
+        (patchfile, "_check_payload", nothing),
+        lambda tmp_path: rows_container.flip_bits(step=17),
+    ),
+    "any signature verifies": (
+        (patchfile, "verify_signature", lambda *arguments: True),
+        lambda tmp_path: rows_container.try_signatures(1.0, no_progress),
+    ),
+    "the threshold is forgotten": (
+        (patchfile, "_check_threshold", nothing),
+        lambda tmp_path: rows_container.try_signatures(1.0, no_progress),
+    ),
+    "what is at hand is not compared": (
+        (patchfile, "_check_place", nothing),
+        lambda tmp_path: rows_match.try_bases(0.005, no_progress),
+    ),
+    "tasks and bases are not compared": (
+        (patchfile, "_check_same", nothing),
+        lambda tmp_path: rows_match.try_places(0.15, no_progress),
+    ),
+    "the result's hash is another's": (
+        (patchfile_pack, "result_sha256", lambda values, px, data, table: "0" * 64),
+        lambda tmp_path: rows_match.try_bases(0.005, no_progress),
+    ),
+    "scales are not checked": (
+        (patchfile_coding, "check_scales", nothing),
+        lambda tmp_path: rows_values.try_values(0.1, no_progress),
+    ),
+    "biases wrap": (
+        (patchfile_coding, "_check_biases", lambda px, units: units.astype("i8").astype("i4")),
+        lambda tmp_path: rows_values.try_values(0.1, no_progress),
+    ),
+    "slots are not compared": (
+        (patchfile_payload, "_check_sites", nothing),
+        lambda tmp_path: rows_sites.try_sites(0.1, no_progress),
+    ),
+    "lengths of parts are not compared": (
+        (patchfile_payload, "_check_length", nothing),
+        lambda tmp_path: rows_sites.try_sites(0.1, no_progress),
+    ),
+    "scores are not compared": (
+        (self_test, "check_golden", nothing),
+        lambda tmp_path: rows_misbehave.try_planted(
+            tmp_path, names=("two classes swapped in the head",)
+        ),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # what the bugs let through
+@pytest.mark.parametrize("name", BUGS)
+def test_a_row_notices_a_check_that_was_forgotten(name, tmp_path, monkeypatch):
+    (module, check, bug), row = BUGS[name]
+    monkeypatch.setattr(module, check, bug)
+    with pytest.raises((AssertionError, ValueError)):
+        row(tmp_path)
+
+
+def test_the_parts_made_here_are_those_that_the_package_makes():
+    """`make_subject` compares them; and what is signed here is what is read."""
+    subject = fault_cases.make_subject("conv_stack")
+    again = fault_cases.sign_payload(subject, subject.payload)
+    assert again == subject.data
+    assert fault_cases.header_of(again).sites == ((0, subject.table.slot_count),)
+    assert fault_cases.open_verdict(forge(b"{}"), subject.table) == "header_field"

@@ -1,0 +1,235 @@
+"""The server of patch files, and a download from it, over real sockets on loopback."""
+
+import logging
+import os
+import socket
+import threading
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import uvicorn
+from container_cases import document, forge, sha
+from hostile_server import reply, serving
+
+from patchdeploy.errors import ConfigError, DownloadError
+from patchdeploy.patchfile import MAX_FILE_BYTES
+from patchdeploy.patchfile_download import DownloadLimits, download_patch
+from patchdeploy.patchfile_server import make_app, make_index, serve_folder
+
+OLD = forge(document(sequence=7))
+NEW = forge(document(sequence=8, expires=99), signers=(0, 1))
+OTHER = forge(document(task="food", sequence=3), signers=())
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "served"
+    place.mkdir()
+    for name, data in (("a.pdp", NEW), ("b.pdp", OLD), ("food.pdp", OTHER)):
+        (place / name).write_bytes(data)
+    return place
+
+
+@contextmanager
+def running(folder):
+    """The app under uvicorn in a thread; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(make_app(folder), log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+        listener.close()
+
+
+@pytest.fixture
+def server(folder):
+    with running(folder) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_the_index_names_the_newest_file_of_each_task(server):
+    answer = server.get("/index.json")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "format": 1,
+        "tasks": {
+            "flowers": {
+                "file": "a.pdp",
+                "sequence": 8,
+                "sha256": sha(NEW),
+                "bytes": len(NEW),
+                "expires": 99,
+                "signatures": 2,
+            },
+            "food": {
+                "file": "food.pdp",
+                "sequence": 3,
+                "sha256": sha(OTHER),
+                "bytes": len(OTHER),
+                "expires": 0,
+                "signatures": 0,
+            },
+        },
+    }
+
+
+def test_a_file_that_is_no_patch_is_left_out_and_logged(folder, caplog):
+    (folder / "huge.pdp").write_bytes(bytes(MAX_FILE_BYTES + 1))
+    (folder / "short.pdp").write_bytes(OLD[:20])
+    (folder / "notes.txt").write_text("no patch")
+    with caplog.at_level(logging.WARNING):
+        found = make_index(folder)
+    assert found["tasks"]["flowers"]["file"] == "a.pdp"
+    assert set(found["tasks"]) == {"flowers", "food"}
+    assert "short.pdp is not listed: patch refused (truncated)" in caplog.text
+
+
+def test_a_file_is_its_bytes_and_its_hash_is_the_etag(server):
+    answer = server.get("/a.pdp")
+    assert answer.content == NEW
+    assert answer.headers["etag"] == f'"{sha(NEW)}"'
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_range_is_answered_with_those_bytes_alone(server):
+    answer = server.get("/a.pdp", headers={"Range": "bytes=10-"})
+    assert answer.status_code == 206
+    assert answer.content == NEW[10:]
+    assert answer.headers["content-range"] == f"bytes 10-{len(NEW) - 1}/{len(NEW)}"
+    beyond = server.get("/a.pdp", headers={"Range": f"bytes={len(NEW)}-"})
+    assert beyond.status_code == 416
+
+
+def test_a_range_of_an_older_file_gets_the_whole_new_one(server):
+    fields = {"Range": "bytes=10-", "If-Range": f'"{sha(OLD)}"'}
+    answer = server.get("/a.pdp", headers=fields)
+    assert (answer.status_code, answer.content) == (200, NEW)
+
+
+def test_who_has_the_file_already_is_told_so(server):
+    answer = server.get("/a.pdp", headers={"If-None-Match": f'"{sha(NEW)}"'})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert server.get("/a.pdp", headers={"If-None-Match": '"x"'}).status_code == 200
+
+
+def test_a_file_that_is_replaced_is_seen_at_once(server, folder):
+    (folder / "new").write_bytes(OLD)
+    (folder / "new").replace(folder / "a.pdp")
+    assert server.get("/a.pdp").content == OLD
+    assert server.get("/index.json").json()["tasks"]["flowers"]["sequence"] == 7
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/missing.pdp", "/secret.pem", "/%2e%2e%2fsecret.pdp", "/..%2fsecret.pdp",
+        "/sub/inside.pdp", "/sub%2finside.pdp", "/link.pdp", "/folder.pdp", "/.hidden.pdp",
+        "/a.pdp%00", "/a.pdp/", "/long.pdp", "/pipe.pdp",
+    ],
+)  # fmt: skip
+def test_nothing_but_patch_files_of_the_folder_is_served(server, folder, path):
+    (folder.parent / "secret.pdp").write_bytes(NEW)
+    (folder / "secret.pem").write_text("secret")
+    (folder / ".hidden.pdp").write_bytes(NEW)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "inside.pdp").write_bytes(NEW)
+    (folder / "folder.pdp").mkdir()
+    (folder / "link.pdp").symlink_to(folder.parent / "secret.pdp")
+    os.mkfifo(folder / "pipe.pdp")
+    with (folder / "long.pdp").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    answer = server.get(path)
+    assert answer.status_code in (307, 404)
+    assert NEW not in answer.content
+    assert b"secret" not in answer.content
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_written(server, folder, method):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert server.request(method, "/a.pdp", content=b"x").status_code == 405
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_head_tells_the_length_and_the_hash(server):
+    answer = server.head("/a.pdp")
+    assert answer.headers["content-length"] == str(len(NEW))
+    assert answer.headers["etag"] == f'"{sha(NEW)}"'
+    assert answer.content == b""
+
+
+def test_a_download_from_it_goes_on_where_another_stopped(folder, tmp_path):
+    with running(folder) as url:
+        address = f"{url}/a.pdp"
+        etag = f'"{sha(NEW)}"'
+
+        def stop_early(request, connection):
+            reply(connection, NEW[:100], etag=etag, length=len(NEW))
+
+        with serving(stop_early) as mirror:
+            name = sha(address.encode())[:32] + ".part"
+            with pytest.raises(DownloadError):
+                download_patch(mirror.url, tmp_path / "parts")
+            (part,) = (tmp_path / "parts").iterdir()
+            part.rename(part.with_name(name))
+        found = download_patch(address, tmp_path / "parts")
+    assert found.data == NEW
+    assert found.resumed_bytes == 100
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_a_download_of_a_file_that_is_not_there_says_404(folder, tmp_path):
+    with running(folder) as url, pytest.raises(DownloadError, match="answers 404 Not Found"):
+        download_patch(f"{url}/none.pdp", tmp_path / "parts", DownloadLimits())
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        make_app(tmp_path / "none")
+    assert str(caught.value) == (
+        f"{tmp_path / 'none'} is not a folder; a server needs one with .pdp files in it; correct "
+        "the path"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.7", "no such host", "::2"])
+def test_an_address_that_cannot_be_listened_on_is_refused(tmp_path, host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=r"cannot listen on .* choose another"):
+            serve_folder(tmp_path, host, port)
+
+
+def test_it_says_its_address_once_it_can_be_reached(folder, monkeypatch):
+    """`ready` is called while the socket listens: a connection made then is answered."""
+    answers = []
+
+    def ready(url):
+        def ask():
+            answers.append(httpx.get(f"{url}/index.json").json())
+            stop.append(True)
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    stop = []
+    loop = uvicorn.Server.on_tick
+
+    async def tick(self, counter):
+        return await loop(self, counter) or bool(stop)
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", tick)
+    serve_folder(folder, ready=ready)
+    assert set(answers[0]["tasks"]) == {"flowers", "food"}

@@ -1,0 +1,435 @@
+"""Row 20 of patch-safety.md: stores with one mistake each, and the proof that must notice it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from proof_kill import prove_kills, prove_one_wins
+from proof_power import prove_disk_faults, prove_power_loss
+from proof_rules import (
+    prove_checks,
+    prove_clean_up,
+    prove_expiry,
+    prove_hostile_names,
+    prove_order_of_commit,
+    prove_orders,
+    prove_state_damage,
+)
+from proof_use import prove_swaps, prove_updates_in_use
+
+from patchdeploy import store, store_files, store_folder, store_recovery
+from patchdeploy.errors import PatchdeployError
+from patchdeploy.patchfile import CheckedPatch, Policy, read_container
+from patchdeploy.patchfile_header import PatchHeader
+from patchdeploy.storage import sha256_hex
+from patchdeploy.store import Installed, Store
+from patchdeploy.store_files import DiskFiles, Files, publish
+from patchdeploy.store_folder import STATE, StoreFolder, patch_name
+from patchdeploy.store_recovery import FoundState
+from patchdeploy.store_state import StoreState
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``plant`` puts it in; ``proof`` then fails with a text that ``match`` is found in."""
+
+    name: str
+    plant: Callable[[pytest.MonkeyPatch], None]
+    proof: Callable[[Path], object]
+    match: str
+
+
+BUGS: list[Bug] = []
+
+
+def bug(
+    name: str, proof: Callable[[Path], object], match: str
+) -> Callable[[Callable[[pytest.MonkeyPatch], None]], None]:
+    """Adds the function below it to `BUGS`."""
+
+    def add(plant: Callable[[pytest.MonkeyPatch], None]) -> None:
+        BUGS.append(Bug(name, plant, proof, match))
+
+    return add
+
+
+def prove_bug(bug: Bug, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Plant it; its proof must fail, and for this reason."""
+    bug.plant(patch)
+    with pytest.raises((AssertionError, PatchdeployError, OSError, ValueError)) as caught:
+        bug.proof(folder)
+    text = f"{caught.type.__name__}: {caught.value}"
+    assert re.search(bug.match, text, re.DOTALL), f"{bug.name}: failed for another reason: {text}"
+
+
+def power(folder: Path) -> object:
+    """Row 13."""
+    return prove_power_loss(states=500)
+
+
+def faults(folder: Path) -> object:
+    """Row 14."""
+    return prove_disk_faults()
+
+
+def kills(folder: Path) -> object:
+    """Row 12."""
+    return prove_kills(folder, names=["install"])
+
+
+def without_folder(proof: Callable[[], object]) -> Callable[[Path], object]:
+    """A proof over the simulated disk."""
+    return lambda folder: proof()
+
+
+state_damage = without_folder(functools.partial(prove_state_damage, masks=(1,)))
+
+
+# Rows 12 to 14: what is written, in which order, and synced
+
+
+@bug("no fsync of files", power, "STATE was left damaged|has SHA-256|then a power loss")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def write(files: Files, path: Path, data: bytes) -> None:
+        handle, rest = files.create(path), memoryview(data)
+        while rest:
+            rest = rest[files.write(handle, rest) :]
+        files.close(handle)
+
+    patch.setattr(store_files, "_write_new", write)
+
+
+@bug("no fsync of the folder after a patch file", power, "the file is gone|is gone from store")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def put(self: StoreFolder, sha256: str, data: bytes) -> None:
+        publish(self.files, self.path, patch_name(sha256), data)
+
+    patch.setattr(StoreFolder, "put_patch", put)
+
+
+@bug("no fsync of the folder after STATE", power, "'again'.*then a power loss")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def commit(self: StoreFolder, state: StoreState, before: StoreState | None) -> None:
+        publish(self.files, self.path, STATE, state.to_bytes())
+
+    patch.setattr(StoreFolder, "commit", commit)
+
+
+@bug("nothing synced that a killed process left", power, "'(again|clean-up)'.*then a power loss")
+def _(patch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def writing(self: Store, action: str) -> Iterator[FoundState]:
+        place = self._place
+        with place.disk(action), place.locked():
+            found = self._find()
+            if found.is_fresh:
+                place.sync_parent()
+            if found.is_fresh or found.recovery is not None:
+                place.commit(found.state, None)
+            yield found
+
+    patch.setattr(Store, "_writing", writing)
+
+
+@bug("no fsync of the parent folder", power, "'again'.*then a power loss")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StoreFolder, "sync_parent", lambda self: None)
+
+
+@bug("STATE written in place", kills, "STATE was left damaged|killed at")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def put(files: Files, folder: Path, name: str, data: bytes) -> None:
+        if name != STATE:
+            return publish(files, folder, name, data)
+        with contextlib.suppress(FileNotFoundError):
+            files.unlink(folder / name)
+        store_files._write_new(files, folder / name, data)
+
+    patch.setattr(store_folder, "publish", put)
+
+
+@bug("STATE before the patch file", kills, "the file is gone")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def admit(
+        self: Store, found: FoundState, data: bytes, checked: CheckedPatch, activate: bool
+    ) -> Installed:
+        self._test(checked)
+        header = checked.header
+        state = found.state.activated(header.task, checked.sha256, header.sequence)
+        self._place.commit(state, found.state)
+        self._place.put_patch(checked.sha256, data)
+        return store._installed(checked, found, changed=True)
+
+    patch.setattr(Store, "_admit", admit)
+
+
+@bug("a failed fsync is tried again", faults, "STATE was left damaged|then a power loss|SHA-256")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def write(files: Files, path: Path, data: bytes) -> None:
+        handle, rest = files.create(path), memoryview(data)
+        while rest:
+            rest = rest[files.write(handle, rest) :]
+        try:
+            files.sync(handle)
+        except OSError:
+            files.sync(handle)
+        files.close(handle)
+
+    patch.setattr(store_files, "_write_new", write)
+
+
+@bug("a failed write is taken for a whole one", faults, "STATE was left damaged|has SHA-256")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def write(files: Files, path: Path, data: bytes) -> None:
+        handle = files.create(path)
+        files.write(handle, memoryview(data))
+        files.sync(handle)
+        files.close(handle)
+
+    patch.setattr(store_files, "_write_new", write)
+
+
+@bug("the new STATE stays after its last sync failed", faults, "not one of")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StoreFolder, "_put_back", lambda self, before, cause: None)
+
+
+@bug("untyped errors of the disk", faults, "Input/output error")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StoreFolder, "disk", lambda self, action: contextlib.nullcontext())
+
+
+# Rows 5, 7, 8 and 18: what may become active
+
+
+def _with_check(patch: pytest.MonkeyPatch, change: Callable[[Policy], Policy]) -> None:
+    """Every check of a file is made under a changed policy."""
+    initial = Store.__init__
+
+    def init(self: Store, *args: Any, **keywords: Any) -> None:
+        initial(self, *args, **keywords)
+        check = self.hooks.check
+        hooks = replace(self.hooks, check=lambda data, policy: check(data, change(policy)))
+        object.__setattr__(self, "hooks", hooks)
+
+    patch.setattr(Store, "__init__", init)
+
+
+@bug("base check skipped", without_folder(prove_checks), "'changed', not 'base'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _with_check(patch, lambda policy: replace(policy, base_sha256=None))
+
+
+@bug("self-test skipped", without_folder(prove_checks), "'changed', not 'self_test'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "_test", lambda self, checked: self.hooks.decode(checked))
+
+
+@bug("patch file before the self-test", without_folder(prove_order_of_commit), "written before")
+def _(patch: pytest.MonkeyPatch) -> None:
+    admit = Store._admit
+
+    def early(
+        self: Store, found: FoundState, data: bytes, checked: CheckedPatch, activate: bool
+    ) -> Installed:
+        self._place.put_patch(checked.sha256, data)
+        return admit(self, found, data, checked, activate)
+
+    patch.setattr(Store, "_admit", early)
+
+
+@bug("floor raised before the self-test", without_folder(prove_checks), "something was written")
+def _(patch: pytest.MonkeyPatch) -> None:
+    admit = Store._admit
+
+    def early(
+        self: Store, found: FoundState, data: bytes, checked: CheckedPatch, activate: bool
+    ) -> Installed:
+        state, header = found.state, checked.header
+        if header.task in state.floors:
+            floors = {**state.floors, header.task: header.sequence}
+            self._place.commit(replace(state, floors=floors), state)
+        return admit(self, found, data, checked, activate)
+
+    patch.setattr(Store, "_admit", early)
+
+
+def _with_sequence_rule(
+    patch: pytest.MonkeyPatch, allows: Callable[[StoreState, CheckedPatch], bool]
+) -> None:
+    check = store._check_sequence
+
+    def looser(state: StoreState, checked: CheckedPatch, activate: bool) -> None:
+        if not allows(state, checked):
+            check(state, checked, activate)
+
+    patch.setattr(store, "_check_sequence", looser)
+
+
+@bug("equal sequence taken", without_folder(prove_orders), "'changed', not 'sequence'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _with_sequence_rule(
+        patch,
+        lambda state, checked: checked.header.sequence == state.floors.get(checked.header.task, 0),
+    )
+
+
+@bug("floor off by one", without_folder(prove_orders), "'changed', not 'sequence'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    activated = StoreState.activated
+
+    def lower(self: StoreState, task: str, sha256: str, sequence: int) -> StoreState:
+        state = activated(self, task, sha256, sequence)
+        return replace(state, floors={**state.floors, task: max(1, state.floors[task] - 1)})
+
+    patch.setattr(StoreState, "activated", lower)
+
+
+@bug("install takes the previous one", without_folder(prove_orders), "'changed', not 'sequence'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _with_sequence_rule(patch, lambda state, checked: checked.sha256 in state.named)
+
+
+@bug("a revert lowers the floor", without_folder(prove_orders), "floors.: .*4.*, not .*5")
+def _(patch: pytest.MonkeyPatch) -> None:
+    reverted = StoreState.reverted
+
+    def lower(self: StoreState, task: str) -> StoreState:
+        state = reverted(self, task)
+        return replace(state, floors={**state.floors, task: max(1, state.floors[task] - 1)})
+
+    patch.setattr(StoreState, "reverted", lower)
+
+
+@bug("expiry not looked at", without_folder(prove_expiry), "'changed', not 'expired'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    _with_check(patch, lambda policy: replace(policy, now=None))
+
+
+@bug("expiry stops what is active", without_folder(prove_expiry), "time of expiry")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Store,
+        "_check",
+        lambda self, data: self.hooks.check(data, replace(self.policy, now=self.clock())),
+    )
+
+
+# Row 15: recovery
+
+
+@bug("the hash of STATE not compared", state_damage, "copied.active")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def parse(cls: type[StoreState], data: bytes) -> StoreState:
+        try:
+            document = json.loads(data)
+            return cls(document["active"], document["previous"], document["floors"])
+        except (ValueError, KeyError, RecursionError) as error:
+            raise store_files.IntegrityError("STATE does not parse") from error
+
+    patch.setattr(StoreState, "from_bytes", classmethod(parse))
+
+
+@bug("a silent repair", state_damage, "a silent repair")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(store_recovery, "Recovery", lambda *parts: None)
+
+
+@bug("recovery without checks", state_damage, "copied.active")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def prove(self: Store, data: bytes) -> CheckedPatch:
+        container = read_container(data)
+        header = PatchHeader.from_bytes(container.header)
+        return CheckedPatch(header, bytes(container.payload), sha256_hex(data), ())
+
+    patch.setattr(Store, "_prove", prove)
+
+
+@bug("recovery takes the lowest", state_damage, "copied.active")
+def _(patch: pytest.MonkeyPatch) -> None:
+    choose = store_recovery.choose_patches
+    patch.setattr(
+        store_recovery,
+        "choose_patches",
+        lambda passed: choose({task: [min(patches)] for task, patches in passed.items()}),
+    )
+
+
+# Rows 11, 16, 17 and 19: other processes, other files
+
+
+@bug("the file is read twice", prove_swaps, "activated.sha256.*read_bytes")
+def _(patch: pytest.MonkeyPatch) -> None:
+    read = StoreFolder.read_patch
+
+    def twice(self: StoreFolder, sha256: str) -> bytes:
+        read(self, sha256)
+        return self.files.read(self.path / patch_name(sha256), 10**8)
+
+    patch.setattr(StoreFolder, "read_patch", twice)
+
+
+@bug("links are followed", prove_hostile_names, "was not refused|not refused|through a link")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DiskFiles, "read", lambda self, path, limit_bytes: path.read_bytes())
+
+
+@bug("names are not checked", prove_hostile_names, "holds no patch")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(store, "_check_name", lambda value, pattern, rule, what: None)
+
+
+@bug("clean-up takes the previous patch", without_folder(prove_clean_up), "store.clean_up")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StoreState, "named", property(lambda self: frozenset(self.active.values())))
+
+
+@bug("clean-up takes every patch", without_folder(prove_clean_up), "store.clean_up")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StoreState, "named", property(lambda self: frozenset()))
+
+
+@bug("the lock is ignored", lambda folder: prove_one_wins(folder, 3), "the child failed|assert")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DiskFiles, "lock", lambda self, path: contextlib.nullcontext())
+
+
+def _overwrite(files: Files, folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+
+
+@bug("STATE is overwritten", lambda f: prove_updates_in_use(f / "store", 30), "changed|Bus error")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def put(files: Files, folder: Path, name: str, data: bytes) -> None:
+        (_overwrite if name == STATE else publish)(files, folder, name, data)
+
+    patch.setattr(store_folder, "publish", put)
+
+
+@bug(
+    "a damaged patch file is overwritten",
+    lambda f: prove_updates_in_use(f / "store", 3),
+    "a mapped patch file changed",
+)
+def _(patch: pytest.MonkeyPatch) -> None:
+    def put(files: Files, folder: Path, name: str, data: bytes) -> None:
+        (publish if name == STATE else _overwrite)(files, folder, name, data)
+
+    patch.setattr(store_folder, "publish", put)
+
+
+@bug(
+    "a damaged patch file stays",
+    lambda f: prove_updates_in_use(f / "store", 3),
+    "install.data..changed",
+)
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(StoreFolder, "is_whole", lambda self, sha256: True)

@@ -1,0 +1,380 @@
+import logging
+import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from operations import damage_state, install_all, write_raw
+from simulated_disk import FOLDER, FaultyFiles, SimulatedDisk
+from store_cases import (
+    HOOKS,
+    KEY,
+    OTHER_KEY,
+    POLICY,
+    TASK,
+    decode_values,
+    hash_of,
+    make_patch,
+    open_store,
+    running,
+)
+
+from patchdeploy.errors import (
+    ConfigError,
+    IntegrityError,
+    PatchError,
+    PatchRefusedError,
+    RuntimeBackendError,
+    StorageError,
+    UnknownTaskError,
+)
+from patchdeploy.patchfile import CheckedPatch
+from patchdeploy.patchfile_keys import TrustedKeys
+from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.storage import sha256_hex
+from patchdeploy.store import Entry, Installed, Store, read_clock
+from patchdeploy.store_folder import STATE, patch_name
+from patchdeploy.store_state import StoreState
+
+
+def simulated(*sequences: int) -> tuple[SimulatedDisk, Store]:
+    """A disk and a store on it with these versions installed."""
+    disk = SimulatedDisk()
+    store = open_store(FOLDER, disk)
+    install_all(*sequences)(store)
+    return disk, store
+
+
+def test_an_installed_patch_is_read_back_whole(tmp_path):
+    store = open_store(tmp_path / "store")
+    installed = store.install(make_patch(3))
+    assert installed == Installed(hash_of(3), TASK, 3, changed=True)
+    data, checked, patch = store.read(TASK)
+    assert data == make_patch(3)
+    assert checked == HOOKS.check(make_patch(3), POLICY)
+    expected = decode_values(checked).values[32].weight_scale
+    assert patch.values[32].weight_scale.tolist() == expected.tolist() == [1, 3, 0, 4]
+    assert store.active() == {TASK: hash_of(3)}
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert names == {"lock", "STATE", f"{hash_of(3)}.pdp"}
+
+
+def test_the_store_takes_a_folder_as_text_too(tmp_path):
+    store = replace(open_store(tmp_path), folder=str(tmp_path / "store"))
+    store.install(make_patch(1))
+    assert running(open_store(tmp_path / "store")) == 1
+
+
+def test_the_clock_is_the_machine_s():
+    assert read_clock() > 1_700_000_000
+
+
+def test_tasks_do_not_touch_each_other():
+    _, store = simulated(1, 2)
+    store.install(make_patch(1, task="cars"))
+    store.revert(TASK)
+    assert (running(store), running(store, "cars")) == (1, 1)
+    assert store.install(make_patch(3)).changed
+    assert store.active() == {TASK: hash_of(3), "cars": hash_of(1, task="cars")}
+
+
+def test_a_patch_can_be_kept_and_activated_later():
+    disk, store = simulated(1)
+    assert store.install(make_patch(2), activate=False).changed
+    assert running(store) == 1
+    assert store.install(make_patch(2), activate=False).changed, "it is written again: not in use"
+    assert store.activate(hash_of(2)) == Installed(hash_of(2), TASK, 2, changed=True)
+    assert store.activate(hash_of(2)) == Installed(hash_of(2), TASK, 2, changed=False)
+    assert running(store) == 2
+    before = disk.image()
+    assert not store.install(make_patch(1), activate=False).changed
+    assert disk.image() == before
+
+
+def test_the_caller_may_change_its_buffer_while_the_patch_is_tested():
+    buffer = bytearray(make_patch(1))
+
+    def self_test(checked: CheckedPatch, patch: PatchFile) -> None:
+        buffer[-1] ^= 0xFF
+
+    store = open_store(FOLDER, SimulatedDisk(), hooks=replace(HOOKS, self_test=self_test))
+    store.install(buffer)  # type: ignore[arg-type]
+    assert store.read(TASK).data == make_patch(1) != bytes(buffer)
+
+
+def test_the_list_says_what_each_file_is_and_what_is_wrong_with_it():
+    disk, store = simulated(1, 2)
+    store.install(make_patch(4, expires=2_000_000_000), activate=False)
+    store.install(make_patch(1, task="cars"))
+    foreign = make_patch(9, key=OTHER_KEY)
+    write_raw(store, patch_name(sha256_hex(foreign)), foreign)
+    write_raw(store, patch_name("0" * 64), b"damaged")
+    disk.unlink(FOLDER / patch_name(hash_of(1, task="cars")))
+    kept = make_patch(4, expires=2_000_000_000)
+    damaged = f"patch file {FOLDER}/{'0' * 64}.pdp has SHA-256 {sha256_hex(b'damaged')}; its name "
+    damaged += "is the hash that it must have; install the patch again"
+    unsigned = "patch refused (signature): signature of key 0 is not valid; it must be valid; do "
+    unsigned += "not use the file; fetch it again, or ask who made it to sign it"
+    listed = store.list()
+    assert listed[:4] == (
+        Entry(hash_of(1), "previous", TASK, 1, 0, len(make_patch(1)), None),
+        Entry(hash_of(2), "active", TASK, 2, 0, len(make_patch(2)), None),
+        Entry(sha256_hex(kept), "installed", TASK, 4, 2_000_000_000, len(kept), None),
+        Entry(hash_of(1, task="cars"), "active", "cars", None, None, None, "the file is gone"),
+    )
+    assert set(listed[4:]) == {
+        Entry("0" * 64, "installed", None, None, None, None, damaged),
+        Entry(sha256_hex(foreign), "installed", None, None, None, len(foreign), unsigned),
+    }
+
+
+def test_a_store_that_is_not_there_is_empty_and_is_not_made_by_reading(tmp_path):
+    store = open_store(tmp_path / "store")
+    assert store.list() == ()
+    assert store.active() == {}
+    with pytest.raises(UnknownTaskError) as caught:
+        store.read(TASK)
+    assert str(caught.value) == (
+        f"no active patch for task 'birds' in store {tmp_path / 'store'}; it has none; choose one "
+        "of them or install one"
+    )
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_refusals_of_the_store_say_value_rule_and_remedy():
+    _, store = simulated(1)
+    for act, error, message in (
+        (
+            lambda: store.install(make_patch(1, variant=1)),
+            PatchRefusedError,
+            "patch refused (sequence): sequence is 1; it must be above 1, the highest that task "
+            "'birds' ever had active; fetch a newer patch; the one before the active one comes "
+            "back with revert",
+        ),
+        (
+            lambda: store.revert("cars"),
+            UnknownTaskError,
+            f"no active patch for task 'cars' in store {FOLDER}; it has birds; choose one of them "
+            "or install one",
+        ),
+        (
+            lambda: store.revert(TASK),
+            PatchError,
+            "task 'birds' has no previous patch; a revert goes one step back and never further; "
+            "install a newer patch instead",
+        ),
+        (
+            lambda: store.activate("0" * 64),
+            PatchError,
+            f"store {FOLDER} holds no patch {'0' * 64}; a patch must be installed before it is "
+            "activated; install it, or list the store and choose one",
+        ),
+        (
+            lambda: store.activate("../STATE"),
+            ConfigError,
+            "patch '../STATE'; it must be 64 lower-case hexadecimal digits; list the store and "
+            "choose one",
+        ),
+        (
+            lambda: store.read("x" * 100),
+            ConfigError,
+            f"task '{'x' * 80}'; it must be 1 to 64 of a-z, 0-9, underscore and hyphen; list the "
+            "store and choose one",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            act()
+        assert str(caught.value) == message
+        assert type(caught.value) is error
+
+
+def test_a_refusal_survives_a_process_boundary():
+    _, store = simulated(2)
+    with pytest.raises(PatchRefusedError) as caught:
+        store.install(make_patch(1))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.code, str(again)) == ("sequence", str(caught.value))
+
+
+def test_a_lost_patch_file_is_an_error_that_installing_it_again_repairs():
+    disk, store = simulated(1, 2)
+    for sequence, act in ((2, lambda: store.read(TASK)), (1, lambda: store.revert(TASK))):
+        disk.unlink(FOLDER / patch_name(hash_of(sequence)))
+        with pytest.raises(IntegrityError) as caught:
+            act()
+        assert str(caught.value) == (
+            f"patch file {hash_of(sequence)}.pdp of task 'birds' is gone from store {FOLDER}; "
+            "STATE names it; install the patch again"
+        )
+        activate = sequence == 2
+        assert store.install(make_patch(sequence), activate).changed
+    assert running(store) == 2
+    assert store.revert(TASK).sequence == 1
+
+
+def test_a_damaged_patch_file_is_not_used_and_installing_it_again_repairs_it():
+    disk, store = simulated(1)
+    disk.unlink(FOLDER / patch_name(hash_of(1)))
+    write_raw(store, patch_name(hash_of(1)), make_patch(1)[:-1] + b"\0")
+    with pytest.raises(IntegrityError, match="its name is the hash that it must have"):
+        store.read(TASK)
+    assert store.install(make_patch(1)) == Installed(hash_of(1), TASK, 1, changed=True)
+    assert store.install(make_patch(1)) == Installed(hash_of(1), TASK, 1, changed=False)
+
+
+def test_a_patch_whose_key_was_revoked_is_not_read_and_not_reverted_to():
+    disk, store = simulated(1)
+    keys = TrustedKeys((None, OTHER_KEY.public), 1)
+    revoked = open_store(FOLDER, disk, policy=replace(POLICY, trusted=keys))
+    with pytest.raises(PatchRefusedError) as caught:
+        revoked.read(TASK)
+    assert caught.value.code == "key_unknown"
+    store.install(make_patch(2))
+    with pytest.raises(PatchRefusedError) as caught:
+        revoked.revert(TASK)
+    assert caught.value.code == "key_unknown"
+    assert KEY.public not in keys.keys
+    assert running(store) == 2
+
+
+def test_a_patch_that_state_names_for_another_task_is_not_used():
+    _, store = simulated(1)
+    state = StoreState({"cars": hash_of(1)}, {}, {"cars": 1})
+    damage_state(store, state.to_bytes())
+    with pytest.raises(IntegrityError) as caught:
+        store.read("cars")
+    assert str(caught.value) == (
+        f"STATE names patch {hash_of(1)} for task 'cars'; it is one of task 'birds'; install the "
+        "patch of 'cars' again"
+    )
+    (entry,) = store.list()
+    assert entry.problem == str(caught.value)
+
+
+def test_a_previous_patch_that_no_longer_passes_its_test_is_not_reverted_to():
+    disk, store = simulated(1, 2)
+
+    def self_test(checked: CheckedPatch, patch: PatchFile) -> None:
+        raise PatchRefusedError("self_test", "score", "1", "-1", "pack it again")
+
+    strict = open_store(FOLDER, disk, hooks=replace(HOOKS, self_test=self_test))
+    with pytest.raises(PatchRefusedError):
+        strict.revert(TASK)
+    assert running(store) == 2
+
+
+def test_a_runtime_that_fails_refuses_nothing_and_changes_nothing():
+    disk, store = simulated(1)
+
+    def self_test(checked: CheckedPatch, patch: PatchFile) -> None:
+        raise RuntimeBackendError("no runtime here; one is needed; install it")
+
+    broken = open_store(FOLDER, disk, hooks=replace(HOOKS, self_test=self_test))
+    before = disk.image()
+    with pytest.raises(RuntimeBackendError):
+        broken.install(make_patch(2))
+    assert disk.image() == before
+    damage_state(store)
+    before = disk.image()
+    with pytest.raises(RuntimeBackendError):
+        broken.recover()
+    assert disk.image() == before, "a patch must not be left out because a runtime is missing"
+
+
+def test_a_reader_looks_again_when_its_patch_was_replaced_and_cleaned_up():
+    disk, store = simulated(1)
+
+    class LateFiles(FaultyFiles):
+        def read(self, path: Path, limit_bytes: int) -> bytes:
+            if path.suffix == ".pdp" and path.name in self.files.names(FOLDER) and not late:
+                late.append(path)
+                install_all(2, 3)(store)
+                store.clean_up()
+            return super().read(path, limit_bytes)
+
+    late: list[Path] = []
+    assert running(open_store(FOLDER, LateFiles(disk))) == 3
+    assert late == [FOLDER / patch_name(hash_of(1))]
+
+
+def test_a_reader_that_meets_the_first_install_does_not_take_it_for_a_recovery(caplog):
+    disk, store = simulated()
+
+    class LateFiles(FaultyFiles):
+        def names(self, folder: Path) -> list[str]:
+            install_all(1, 2, 3)(store)
+            names = super().names(folder)
+            store.clean_up()  # and a file goes between its name and its bytes
+            return names
+
+    assert running(open_store(FOLDER, LateFiles(disk))) == 3
+    assert caplog.records == []
+
+
+def test_a_recovery_is_logged_and_returned_by_every_write(caplog):
+    disk, store = simulated(1, 2)
+    disk.unlink(FOLDER / STATE)
+    installed = store.install(make_patch(3))
+    assert installed.recovery is not None
+    assert installed.recovery.reason == "missing"
+    assert installed.recovery.active == {TASK: hash_of(2)}
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("patchdeploy.store", logging.WARNING)
+    start = re.escape(f"STATE of store {FOLDER} was rebuilt: Recovery(reason='missing'")
+    assert re.match(start, record.getMessage())
+    assert store.install(make_patch(3)).recovery is None
+
+
+def test_a_store_with_nothing_left_says_so_and_goes_on():
+    disk, store = simulated(1)
+    disk.unlink(FOLDER / patch_name(hash_of(1)))
+    damage_state(store)
+    recovery = store.recover()
+    assert recovery is not None
+    assert recovery.active == {}
+    with pytest.raises(UnknownTaskError):
+        store.read(TASK)
+    assert store.install(make_patch(1)).changed
+
+
+def test_a_clean_up_that_had_to_recover_removes_no_patch():
+    _, store = simulated(1, 2, 3)
+    write_raw(store, "0123456789abcdef.tmp", b"half")
+    damage_state(store)
+    assert store.clean_up() == ("0123456789abcdef.tmp",)
+    assert store.clean_up() == (patch_name(hash_of(1)),)
+    assert running(store) == 3
+
+
+def test_of_two_kept_files_of_one_number_the_recovery_takes_one_and_the_next_lower():
+    _, store = simulated(1)
+    store.install(make_patch(2), activate=False)
+    store.install(make_patch(2, variant=1), activate=False)
+    damage_state(store)
+    store.recover()
+    assert store.active() == {TASK: max(hash_of(2), hash_of(2, variant=1))}
+    assert store.revert(TASK).sequence == 1
+
+
+def test_a_disk_that_cannot_be_read_is_a_typed_error_for_readers_too():
+    disk, store = simulated(1, 2)
+    for act in (lambda s: s.read(TASK), lambda s: s.list(), lambda s: s.active()):
+        counting = FaultyFiles(disk)
+        act(open_store(FOLDER, counting))
+        for at in range(1, counting.count + 1):
+            with pytest.raises(StorageError, match="Input/output error"):
+                act(open_store(FOLDER, FaultyFiles(disk, at)))
+    damage_state(store)
+    with pytest.raises(StorageError, match="Input/output error"):  # not: a patch that is refused
+        open_store(FOLDER, FaultyFiles(disk, 4)).active()
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error_with_a_remedy(tmp_path):
+    store = open_store(tmp_path / "no" / "store")
+    with pytest.raises(StorageError) as caught:
+        store.install(make_patch(1))
+    assert str(caught.value) == (
+        f"cannot install a patch in store {tmp_path / 'no' / 'store'}: No such file or directory; "
+        "free space, correct the folder's rights or choose another; the state before this stays"
+    )
