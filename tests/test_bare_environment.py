@@ -1,4 +1,4 @@
-"""Running a bundle needs cryptography, NumPy, Pillow, safetensors and one runtime, and nothing else.
+"""Running a bundle needs cryptography, NumPy, Pillow, safetensors, one runtime, and nothing else.
 
 Each test makes a fresh virtual environment with these packages alone, installs patchdeploy into
 it without its other dependencies, and runs a bundle there. It needs a package index.

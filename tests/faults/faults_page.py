@@ -77,7 +77,8 @@ def _row_lines(row: Row, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             cells = [number, fault, expected, "not run", "", "", "", "not run"]
         else:
             scale = "" if result["scale"] >= 1 else f" (scale {result['scale']})"
-            cells = [number, fault, expected, result["tried"], f"{result['count']:,}"]
+            count = f"{result['count']:,}" if result["count"] else ""
+            cells = [number, fault, expected, result["tried"], count]
             held = result["held"] if result["result"] == "held" else "see the output"
             cells += [held, f"{result['seconds']:,}", result["result"] + scale]
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")

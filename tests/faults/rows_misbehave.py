@@ -264,6 +264,28 @@ def try_planted(folder: Path, runtime: str = "litert", names: Sequence[str] = ()
     )
 
 
+def see_limits(folder: Path) -> dict[str, str]:
+    """What the self-test says where docs/faults.md says that it cannot see, or can; no tolerance.
+
+    The labels in another order; and the scale of the image doubled, on both runtimes.
+    """
+    bundle = make_bundle(folder / "bundle", CASE, tasks=(), signed=True)
+    inputs = GoldenInputs(bundle.reference(), draw_thumbnails(), tolerance_lsb=0)
+    good = _pack(bundle, GOOD, 1, inputs).patch.golden
+    image = _change(_double_activation(lambda layout: 0), bundle.coding_table)
+    labels = replace(GOOD, classes=GOOD.classes[::-1], golden=good)
+    scale = replace(image, golden=good)
+    found = {}
+    for what, patch, runtime in (
+        ("labels", labels, "litert"),
+        ("image on TFLite", scale, "litert"),
+        ("image on ONNX", scale, "onnxruntime"),
+    ):
+        store = open_store(folder / what, bundle, runtime)
+        found[what] = _install(store, _pack(bundle, patch, 1, None).data)
+    return found
+
+
 def _install(store: object, data: bytes) -> str:
     try:
         store.install(data)  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """Every fault row at full length: what was tried, and what held.
 
 In: rows and a scale. Out: a JSON file a row, in out/faults, and a line for each; exit status 1
-where a row did not hold. A row whose result is there already is not tried again, so a run that was
-stopped goes on. docs/faults.md is written from those files by a step of its own.
+where a row did not hold. A row that held with the sources as they are is not tried again, so a run
+that was stopped goes on. docs/faults.md is written from those files by a step of its own.
 
     python tests/faults/run.py [--rows 1,3,9] [--scale 0.01] [--again] [--out out/faults]
     python tests/faults/run.py --write-docs
@@ -107,11 +107,12 @@ def try_part(attempt: Any, scale: float, progress: Any) -> dict[str, Any]:
 
 
 def is_done(path: Path, scale: float) -> bool:
-    """Whether there is a result that held, at this scale or a greater one."""
+    """Whether a row held, with these sources and at this scale or a greater one."""
     if not path.exists():
         return False
     result = json.loads(path.read_text())
-    return bool(result["result"] == "held" and result["scale"] >= scale)
+    held = result["result"] == "held" and result["source_sha256"] == source_sha256()
+    return bool(held and result["scale"] >= scale)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

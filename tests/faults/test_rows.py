@@ -72,6 +72,11 @@ def test_row_18_a_patch_that_misbehaves_is_refused_and_the_one_before_stays(tmp_
     rows_misbehave.try_planted(tmp_path, names=names)
 
 
+def test_row_18_what_the_self_test_cannot_see_is_what_the_page_says(tmp_path):
+    expected = {"labels": "ok", "image on TFLite": "ok", "image on ONNX": "self_test"}
+    assert rows_misbehave.see_limits(tmp_path) == expected
+
+
 def nothing(*arguments, **named):
     """A check that was forgotten."""
 

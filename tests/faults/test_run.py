@@ -56,6 +56,15 @@ def test_a_short_run_does_not_stand_for_a_long_one(one_row, tmp_path):
     assert main(["--out", str(tmp_path)]) == 1
 
 
+def test_a_row_of_other_sources_is_tried_again(one_row, tmp_path):
+    one_row(attempt)
+    assert main(["--out", str(tmp_path)]) == 0
+    path = tmp_path / "row-01-part.json"
+    path.write_text(path.read_text().replace(source_sha256(), "0" * 64))
+    one_row(fail)
+    assert main(["--out", str(tmp_path)]) == 1
+
+
 def test_rows_that_were_not_asked_for_are_not_tried(one_row, tmp_path):
     one_row(fail)
     assert main(["--out", str(tmp_path), "--rows", "2,3"]) == 0

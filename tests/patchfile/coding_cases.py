@@ -26,12 +26,11 @@ from patchdeploy.slots import PatchValues
 CAPACITY = 10
 SIDES = (24, 18, 16)
 FIELDS = [field.name for field in fields(PatchValues)]
-PLAIN = {"code": "values", "remedy": "pack the task again with its base"}
 
 
 def perturbation(graph, seed: int) -> dict:
-    """A patch far from the identity: scales 0.5 to 1.5 times, shifts of 0.2, own depthwise kernels
-    are added by `real_case` where the base has slots for them.
+    """A patch far from the identity: scales 0.5 to 1.5 times, shifts of 0.2. `real_case` adds
+    depthwise kernels where the base has slots for them.
     """
     rng = np.random.default_rng(seed)
     tensors = {}

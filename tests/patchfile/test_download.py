@@ -159,8 +159,8 @@ def test_a_body_shorter_than_announced_is_kept_and_gone_on_with(tmp_path):
     assert parts(tmp_path) == []
     assert str(caught.value) == (
         f"{server.url} ended before the whole file was here (peer closed connection without "
-        "sending complete message body (received 20000 ...); it must send what it has announced; run it again: "
-        "it goes on where it stopped, if the server lets it"
+        "sending complete message body (received 20000 ...); it must send what it has announced; "
+        "run it again: it goes on where it stopped, if the server lets it"
     )
 
 

@@ -401,6 +401,27 @@ def test_the_fewest_levels_that_take_their_share_are_kept():
     assert np.abs(choice.values[PX].weights[kernel]).max() == 21
 
 
+@pytest.mark.parametrize(("losing", "expected"), [(31, 21), (21, 31)])
+def test_levels_that_lose_top_1_are_passed_over_and_those_past_the_heads_share_end_it(
+    losing, expected
+):
+    """Half the answers turn at ``losing`` levels; 15 cost ln cosh 0.1 = 0.005 nats of 0.0025."""
+    layout = TABLE.layout
+    kernel = slice(layout.head_element, layout.head_element + CLASSES * layout.head_row_elements)
+
+    def by_levels(px, values):
+        levels = int(np.abs(values.weights[kernel].astype(int)).max())
+        fall = {127: 1e-3, 63: 1e-3, 31: 2e-3, 21: 3e-3, 15: 0.2}.get(levels, 1.0)
+        scores = np.tile(np.float32([0, -fall, -60, -60]), (IMAGES, 1))
+        scores[: 25 if levels == losing else 0, 1] = 1e-4
+        return scores
+
+    full = replace(VALUES, weights=VALUES.weights.copy())
+    full.weights[kernel] = 127
+    choice = choose_steps({PX: full}, LABELS, TABLE, by_levels, costs=COSTS[0])
+    assert choice.head_levels == expected
+
+
 def test_fine_steps_are_a_32nd_octave_and_an_eighth_of_an_output_step():
     activation = np.float32([0.5, 0.1, 0.02, 0.3, 1.0])
     other = replace(VALUES, activation_scale=activation)
