@@ -1,6 +1,6 @@
 # make demo   the main job, offline after installation: train, export, verify, measure, report
 # make test   linter, formatter, strict types, tests
-# make faults every fault row of docs/faults.md at full length (half an hour), then that page
+# make faults every fault row of docs/faults.md at full length (long), then that page
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks
@@ -26,8 +26,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 faults: $(VENV)/.dev
-	$(BIN)/python tests/faults/run.py
-	$(BIN)/python tests/faults/run.py --write-docs
+	$(BIN)/python tests/faults/run_faults.py
+	$(BIN)/python tests/faults/run_faults.py --write-docs
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""docs/faults.md from the results of run.py and fuzz.py: nothing there is written by hand.
+"""docs/faults.md from the results of run_faults.py and fuzz.py: nothing there is written by hand.
 
 In: a folder of JSON files, one a row and part. Out: one page. A row without a result says so.
 """

@@ -139,9 +139,9 @@ def try_hostile(scale: float, progress: Progress) -> Told:
         f"contents; {bombs.count} bombs and costly texts",
         f"{told}; every patch that was taken is sound; slowest verdict "
         f"{1000 * total.slowest_seconds:.0f} ms of processor time (bombs "
-        f"{1000 * bombs.slowest_seconds:.0f} ms); a process's peak memory grew by "
-        f"{total.growth_bytes / 2**20:.1f} MiB, a bomb allocated {bombs.peak_bytes / 2**20:.1f} "
-        "MiB beside the file",
+        f"{1000 * bombs.slowest_seconds:.0f} ms); a process's peak memory (that "
+        f"of its start included) grew by {total.growth_bytes / 2**20:.1f} MiB, a bomb allocated "
+        f"{bombs.peak_bytes / 2**20:.1f} MiB beside the file",
         total.codes.total() + bombs.count,
     )
 

@@ -1,5 +1,6 @@
 """A server on loopback that answers each request with the bytes that a test gives it."""
 
+import itertools
 import re
 import socket
 import threading
@@ -49,12 +50,11 @@ class HostileServer:
             self.answer(request, connection)
 
     def drip(self, connection, data, seconds=0.02):
-        """``data`` again and again, a byte at a time, until the test is over."""
-        while True:
-            for byte in data:
-                if self._stopped.wait(seconds):
-                    return
-                connection.sendall(bytes([byte]))
+        """``data`` again and again, a byte at a time, until the test is over or 10 s are."""
+        for byte in itertools.islice(itertools.cycle(data), int(10 / seconds)):
+            if self._stopped.wait(seconds):
+                return
+            connection.sendall(bytes([byte]))
 
     def wait(self):
         """Say nothing until the test is over."""

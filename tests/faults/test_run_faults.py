@@ -6,7 +6,7 @@ import pytest
 import rows
 from faults_page import make_page
 from rows import ROWS, Row
-from run import main, source_sha256
+from run_faults import main, source_sha256
 from tried import Told, Verdicts
 
 

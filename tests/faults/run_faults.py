@@ -4,8 +4,8 @@ In: rows and a scale. Out: a JSON file a row, in out/faults, and a line for each
 where a row did not hold. A row that held with the sources as they are is not tried again, so a run
 that was stopped goes on. docs/faults.md is written from those files by a step of its own.
 
-    python tests/faults/run.py [--rows 1,3,9] [--scale 0.01] [--again] [--out out/faults]
-    python tests/faults/run.py --write-docs
+    python tests/faults/run_faults.py [--rows 1,3,9] [--scale 0.01] [--again] [--out out/faults]
+    python tests/faults/run_faults.py --write-docs
 """
 
 from __future__ import annotations
