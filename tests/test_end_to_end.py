@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from cli_cases import answer, here, refused, write_folder
-from format_reader import read_patch
+from slow_decoder import decode, read_table
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import patched
@@ -19,6 +19,13 @@ from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.verify import verify_bundle
 
 SIZES = (32, 48)
+DTYPES = {
+    "weight_scale": np.float32,
+    "bias": np.int32,
+    "activation_scale": np.float32,
+    "activation_zero_point": np.int8,
+    "weights": np.int8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +132,18 @@ def test_a_reader_written_from_the_docs_alone_makes_the_same_model(made, task, n
     )
     entry = manifest["tasks"][task]
     coding = (made.path / manifest["coding"]).read_bytes()
-    header, labels, decoded = read_patch((made.path / entry["file"]).read_bytes(), coding)
-    assert header["base"]["sha256"] == manifest["base_sha256"]
-    assert labels == entry["classes"]
+    patch = (made.path / entry["file"]).read_bytes()
+    length = int.from_bytes(patch[8:12], "little")
+    header = json.loads(patch[16 : 16 + length])
+    assert header["base"] == {"bytes": len(coding), "sha256": manifest["base_sha256"]}
+    payload = patch[16 + length + 65 * patch[12] :]
+    assert hashlib.sha256(payload).hexdigest() == header["payload"]["sha256"]
+    decoded = decode(payload, header, read_table(coding))
+    assert list(decoded.labels) == entry["classes"]
     held = entry["resolutions"] if table["resolutions"] else entry["resolutions"][:1]
     for px in reversed(held):  # what all resolutions share ends with the smallest's values
-        values = decoded[px]
+        found = decoded.values[px]._asdict()
+        values = {key: np.array(one, DTYPES[key]) for key, one in found.items()}
         for row in table["slots"]:
             slot = dict(zip(table["slot_fields"], row, strict=True))
             if slot["resolution"] in (None, px):

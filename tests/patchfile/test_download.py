@@ -204,6 +204,16 @@ def test_another_file_since_is_fetched_from_its_beginning(tmp_path):
     assert server.requests[0]["range"] == "bytes=20000-"
 
 
+def test_nothing_of_another_file_stays_behind_a_new_beginning(tmp_path):
+    new = BODY[::-1]
+    with serving(cut_short(new, '"second"', 10_000)) as server:
+        leave_part(server, tmp_path, BODY[:40_000])
+        with pytest.raises(DownloadError):
+            fetch(server, tmp_path)
+    (part,) = parts(tmp_path)
+    assert part.read_bytes() == b'"second"\n' + new[:10_000]
+
+
 def lying(**fields):
     """Answers a range with 206 and what ``fields`` say; without one it is honest."""
 
