@@ -17,6 +17,7 @@ from patchdeploy.cli_options import JsonOption, RuntimeOption, errors_console, s
 from patchdeploy.cli_patch import OfBundleOption, read_patch_file
 from patchdeploy.cli_signing import AllowUnsignedOption, TrustedOption, show_time, warn
 from patchdeploy.cli_tables import emit, make_table, show_text
+from patchdeploy.errors import StorageError
 from patchdeploy.patchfile_keys import TrustedKeys
 
 if TYPE_CHECKING:
@@ -59,7 +60,13 @@ def install(
 def _download(url: str, store: Path) -> tuple[bytes, dict[str, Any]]:
     from patchdeploy.patchfile_download import download_patch
 
-    store.mkdir(exist_ok=True)
+    try:
+        store.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make store {store}: {error.strerror or error}; the folder that it lies in "
+            "must be there and be writable; correct the path"
+        ) from error
     with show_progress("downloading"):
         found = download_patch(url, store / DOWNLOADS)
     about = {"url": found.url, "bytes": len(found.data), "resumed_bytes": found.resumed_bytes}

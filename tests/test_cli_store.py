@@ -188,6 +188,10 @@ def test_other_errors_keep_their_exit_codes(place, options, tmp_path):
         place / "bundle",
     )  # fmt: skip
     refused(done, 4, "cannot install a patch in store", "the state before this stays")
+    for store in (tmp_path / "no" / "such", place / "1.pdp"):
+        where = ("--store", store, "--bundle", place / "bundle")
+        refused(here("install", "http://127.0.0.1:1/x", *where), 4, f"cannot make store {store}: ")
+        assert here("clean-up", *where).returncode == 4
     done = here("install", place / "1.pdp", "--store", tmp_path / "x", "--bundle", tmp_path)
     refused(done, 2, "is not a bundle")
     assert here("install", place / "1.pdp").returncode == 2

@@ -126,3 +126,16 @@ def test_any_folder_of_images_calibrates_and_an_empty_one_is_refused(tmp_path):
     with pytest.raises(EmptyCalibrationError, match="nowhere is not a folder"):
         open_calibration(str(tmp_path / "nowhere"))
     assert len(open_calibration("packaged:faces:train")) == 120
+
+
+def test_calibration_images_in_class_folders_keep_their_labels(tmp_path):
+    for name in ("b/1.png", "a/2.png", "a/deep/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_images(1, 8)[0]).save(tmp_path / name)
+    found = open_calibration(str(tmp_path))
+    assert (found.classes, found.labels.tolist()) == (("a", "b"), [0, 0, 1])
+    assert found.labels_as(("b", "a")).tolist() == [1, 1, 0]
+    assert found.labels_as(("a", "b", "c")) is None
+    Image.fromarray(random_images(1, 8)[0]).save(tmp_path / "c.png")
+    found = open_calibration(str(tmp_path))
+    assert (found.classes, found.labels.tolist()) == (("",), [0, 0, 0, 0])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import patchdeploy.bundle as bundle_module
+import patchdeploy.export as export_module
 from patchdeploy.base import Base
 from patchdeploy.bundle import open_bundle
 from patchdeploy.data import Preprocessing, load_packaged
@@ -24,6 +25,7 @@ from patchdeploy.errors import (
 from patchdeploy.evaluate import sample
 from patchdeploy.export import (
     CalibrationConfig,
+    CodingConfig,
     common_resolutions,
     export_bundle,
     export_float,
@@ -349,3 +351,29 @@ def test_calibration_images_come_from_all_of_a_set_that_is_sorted_by_class(image
     ordered = images.subset(np.argsort(images.labels, kind="stable"))
     assert len(set(spread(ordered, 10).labels.tolist())) > 5
     assert len(spread(images, 1000)) == len(images)
+
+
+def test_coding_is_judged_by_labels_matched_by_name_or_by_the_networks_own_answers(
+    base, images, tmp_path, monkeypatch
+):
+    """Datasets name the same classes in another order, other classes, or none."""
+    patch = perturbed(base, "task", 1, classes=10)
+    turned = replace(images, classes=images.classes[::-1], labels=9 - images.labels, _resized={})
+    nameless = replace(images, classes=("",), labels=0 * images.labels, _resized={})
+    judged = []
+
+    def stop(values, labels, table, score, *more, **others):
+        judged.append((labels, score(32, values[32]).argmax(axis=1)))
+        raise StorageError("far enough")
+
+    monkeypatch.setattr(export_module, "choose_steps", stop)
+    for dataset in (images, turned, nameless):
+        with pytest.raises(StorageError):
+            export_bundle(
+                tmp_path / "b", base, [patch], {"task": dataset}, config=FEW, coding=CodingConfig()
+            )
+    (first, answers), (second, _), (third, _) = judged
+    assert np.array_equal(first, images.labels)
+    assert np.array_equal(second, images.labels)
+    assert np.array_equal(third, answers)
+    assert not np.array_equal(first, answers)
