@@ -21,7 +21,7 @@ for folder in (str(ROOT / "benchmarks"), str(ROOT / "tests" / "patchfile")):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from coded_report import list_goals, mean_gap  # noqa: E402
+from coded_report import UncertainGoal, list_goals, mean_gap  # noqa: E402
 from coded_sizes import gap, moved_by_training, rebuild, remembered  # noqa: E402
 from coding_cases import tiny_table, tiny_values  # noqa: E402
 from entropy_coders import decode_range, encode_range, sizes_of  # noqa: E402
@@ -89,6 +89,13 @@ def test_a_gap_pairs_images():
 
 def test_the_mean_of_gaps_has_the_error_of_independent_tasks():
     assert mean_gap([{"points": 1.0, "error": 3.0}, {"points": -2.0, "error": 4.0}]) == (-0.5, 2.5)
+
+
+def test_a_goal_inside_its_own_error_is_undecided():
+    assert UncertainGoal("points", 0.13, 0.1, 0.22).verdict == "undecided"
+    assert UncertainGoal("points", -0.17, 0.1, 0.22).verdict == "undecided"
+    assert UncertainGoal("points", -0.17, 0.1, 0.1).verdict == "met"
+    assert UncertainGoal("points", 0.2, 0.1, 0.04).verdict == "missed by 100.0%"
 
 
 def test_values_are_restored_from_what_training_moved():
