@@ -24,14 +24,13 @@ TRUST = """## How far to trust it
 
 - One seed. Errors are of the test images alone; another training would differ by more.
 - A tenth of a point is less than these errors: such goals say *undecided* within two of them.
-- *surfaces*: its held-out crops overlap its training crops (both come from the same parts of
-  the photographs), so steps chosen on them are too coarse: see its test nats. The other sets
-  have held-out images of their own.
-- The coding was developed on the held-out images of *digits*. *compact*'s further resolution
-  had two other settings before, whose test accuracies were seen; nothing else was chosen after
-  a look at test images. Penalty and rounding step were not searched.
-- Compare rows at equal nats, not at equal top-1: the order of neighbouring top-1 values is
-  chance."""
+- *surfaces*: its held-out crops overlap its training crops (both come from the same parts of the
+  photographs), so steps chosen on them are too coarse: see its test nats. The other sets have
+  held-out images of their own.
+- The coding was developed on the held-out images of *digits*. *compact*'s further resolution had
+  two other settings before, whose test accuracies were seen; nothing else was chosen after a look
+  at test images. Penalty and rounding step were not searched.
+- Compare rows at equal nats, not at equal top-1: neighbouring top-1 values differ by chance."""
 REFERENCES = (("its uncoded int8 values", "to_uncoded"), ("its float patch", "to_float"))
 
 

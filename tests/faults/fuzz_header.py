@@ -5,8 +5,6 @@ The files are unsigned and allowed, so that a fuzzer that cannot sign reaches ev
 
 from __future__ import annotations
 
-import logging
-
 import case_folders  # noqa: F401  (adds the folders of the cases)
 from container_cases import PAYLOAD, TRUSTED, forge
 
@@ -15,7 +13,6 @@ from patchdeploy.patchfile import Policy, check_patch_file
 from patchdeploy.patchfile_header import PatchHeader
 
 POLICY = Policy(TRUSTED, allow_unsigned=True, runtime="onnx", task="flowers", floor=3, now=1000)
-logging.getLogger("patchdeploy.patchfile").setLevel(logging.ERROR)
 
 
 def fuzz_one(data: bytes) -> None:

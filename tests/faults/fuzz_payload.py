@@ -6,8 +6,6 @@ part as a deflate stream. Lengths, header and hash around it are right.
 
 from __future__ import annotations
 
-import logging
-
 import case_folders  # noqa: F401  (adds the folders of the cases)
 from container_cases import forge
 from container_cases import text as canonical_text
@@ -22,7 +20,6 @@ from patchdeploy.patchfile_payload import decode_payload
 SUBJECT = make_subject("tiny", 1, ("dw",))
 CODES = {"sites", "inflate", "parts", "values"}
 GOOD = [store_part(index, SUBJECT.parts[name]) for index, name in enumerate(PARTS)]
-logging.getLogger("patchdeploy.patchfile").setLevel(logging.ERROR)
 
 
 def make_header(payload: bytes) -> PatchHeader:

@@ -60,7 +60,6 @@ def run_rows(chosen: set[int], scale: float, again: bool, out: Path) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rows import ROWS
 
-    logging.getLogger("patchdeploy").setLevel(logging.ERROR)
     out.mkdir(parents=True, exist_ok=True)
     rows = [row for row in ROWS if not chosen or row.number in chosen]
     failed = 0
@@ -152,4 +151,5 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("patchdeploy").setLevel(logging.ERROR)  # a line for each unsigned file
     sys.exit(main(sys.argv[1:]))
