@@ -14,6 +14,9 @@ from patchdeploy.training.config import TrainConfig
 
 Forward = Callable[[Tensor], Tensor]
 
+COMPILED_FORMS = 64
+"""Of one function, in one process: 16 resolutions, the most that a patch file holds."""
+
 
 def classification_loss(
     scores: Tensor, targets: Tensor, config: TrainConfig, taught: Tensor | None = None
@@ -51,5 +54,13 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 
 
 def compile_forward(forward: Any, config: TrainConfig) -> Any:
-    """``forward``, compiled where the settings ask for it."""
-    return torch.compile(forward) if config.compile else forward
+    """``forward``, compiled where the settings ask for it.
+
+    A run compiles the same function for each resolution, twice for training and twice for
+    validation (a last batch is smaller). At torch's own limit of 8 it would run uncompiled.
+    """
+    if not config.compile:
+        return forward
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, COMPILED_FORMS)
+    return torch.compile(forward)
