@@ -20,16 +20,16 @@ from entropy_coders import sizes_of, zlib_bytes
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from patchdeploy.bundle_reader import Bundle
+from patchdeploy.bundle.reader import Bundle
 from patchdeploy.convert import load_converter
 from patchdeploy.export import Exporter
 from patchdeploy.measure import Measurement, measure_interleaved
-from patchdeploy.patchfile_coding import CodedRows, CodingSteps, decode_values
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_pack import PackedPatch, pack_patch
-from patchdeploy.patchfile_payload import decode_payload
-from patchdeploy.patchfile_probe import Costs, bias_exponents, divergence, probe_costs, softmax
-from patchdeploy.patchfile_steps import Choice, CodingConfig, Score, choose_steps
+from patchdeploy.patchfile.coding import CodedRows, CodingSteps, decode_values
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.pack import PackedPatch, pack_patch
+from patchdeploy.patchfile.payload import decode_payload
+from patchdeploy.patchfile.probe import Costs, bias_exponents, divergence, probe_costs, softmax
+from patchdeploy.patchfile.steps import Choice, CodingConfig, Score, choose_steps
 from patchdeploy.quantize.model import neutral_variant
 from patchdeploy.runtime.model_copy import ModelCopy
 from patchdeploy.runtime.scoring import make_scorer

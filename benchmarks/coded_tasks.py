@@ -12,7 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,13 @@ from patchdeploy.data import ImageDataset, Preprocessing, load_packaged, split
 from patchdeploy.export import Exporter
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.slots import PatchValues
 from patchdeploy.storage import write_atomic
-from patchdeploy.training import TrainConfig
+from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.training.loop import predict
 from patchdeploy.training.preparation import make_pair
 from patchdeploy.training.samples import Samples
-from patchdeploy.training.session import open_session
-from patchdeploy.training.transfer import TransferRun
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "paper"))
 from networks import open_network
@@ -46,13 +44,11 @@ class TaskPlan:
     """What is trained, in plain JSON values: another plan is another cache entry.
 
     Attributes:
-        network, dataset: see `networks` and `data_packaged`.
+        network, dataset: see `networks` and `data.packaged`.
         sides: in pixels, the largest first.
         train, held, test: images at most; ``held`` of the training part is kept out of it.
-        rounding_step, size_penalty: of `TrainConfig` at the first resolution; 0 trains without a
+        rounding_step, size_penalty, share_scales: of `TrainConfig`; 0 and False train without a
             thought for bytes.
-        further_rate: learning rate at the further resolutions, over the first one's.
-        further_epochs: of the further resolutions; 0 for as many as the first.
     """
 
     network: str
@@ -67,8 +63,7 @@ class TaskPlan:
     augment: str = "shift"
     rounding_step: float = 0.0
     size_penalty: float = 0.0
-    further_rate: float = 1.0
-    further_epochs: int = 0
+    share_scales: bool = False
     seed: int = 0
 
     @property
@@ -77,16 +72,17 @@ class TaskPlan:
         text = json.dumps(asdict(self), sort_keys=True)
         return f"{self.network}-{self.dataset}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def config(self, first: bool) -> TrainConfig:
-        """Of the first resolution, or of those that start from it."""
-        further = not first and self.further_epochs > 0
+    @property
+    def config(self) -> TrainConfig:
+        """Of the training run."""
         return TrainConfig(
-            epochs=self.further_epochs if further else self.epochs,
+            epochs=self.epochs,
             batch_size=self.batch,
-            learning_rate=self.rate * (1.0 if first else self.further_rate),
+            learning_rate=self.rate,
             augment=self.augment,
-            rounding_step=self.rounding_step if first else 0.0,
-            size_penalty=self.size_penalty if first else 0.0,
+            rounding_step=self.rounding_step,
+            size_penalty=self.size_penalty,
+            share_scales=self.share_scales,
             seed=self.seed,
         )
 
@@ -143,7 +139,17 @@ def open_task(plan: TaskPlan, base: Base, exporter: Exporter, cache: Path, log: 
     patch_place, values_place, float_place = (place / name for name in FILES)
     if not patch_place.exists():
         log("training")
-        train_task(plan, base, train, held, cache).save_pretrained(patch_place)
+        train_patch(
+            base,
+            train,
+            plan.config,
+            KINDS,
+            resolutions=plan.sides,
+            validation=held,
+            run_dir=place / "run",
+            resume=True,
+            quiet=True,
+        ).save_pretrained(patch_place)
     patch = Patch.from_pretrained(patch_place)
     if not values_place.exists():
         log("quantising")
@@ -161,40 +167,6 @@ def open_task(plan: TaskPlan, base: Base, exporter: Exporter, cache: Path, log: 
         metrics=dict(patch.metrics),
     )
     return CodedTask(plan, file, scores, held, test, base.preprocessing)
-
-
-def train_task(
-    plan: TaskPlan, base: Base, train: ImageDataset, held: ImageDataset, cache: Path
-) -> Patch:
-    """As `train_patch`, but that further resolutions may learn at a rate of their own.
-
-    The first resolution's patch is kept too: plans that differ in the others alone share it.
-    """
-    first = replace(plan, sides=plan.sides[:1], further_rate=1.0, further_epochs=0)
-    place = cache / first.key / FILES[0]
-    if not place.exists():
-        _train(first, base, (train, held), None).save_pretrained(place)
-    return _train(plan, base, (train, held), Patch.from_pretrained(place))
-
-
-def _train(
-    plan: TaskPlan, base: Base, parts: tuple[ImageDataset, ImageDataset], begun: Patch | None
-) -> Patch:
-    """The resolutions that ``begun`` lacks, each from the one before it."""
-    model, name = PatchedModel(base), plan.dataset
-    before, top1 = None, {}
-    if begun is not None:
-        model.load_patch(begun)
-        before, top1 = model.tensors(name, plan.sides[0]), dict(begun.metrics["validation_top1"])
-    sides = plan.sides if begun is None else plan.sides[1:]
-    with open_session(plan.epochs * len(sides), quiet=True) as session:
-        for px in sides:
-            run = TransferRun(model, name, plan.config(before is None), None, session)
-            model.add_task(name, parts[0].classes, KINDS, px, start=before)
-            samples = make_pair(parts, px, base, model.device)
-            top1[str(px)] = round(run.train(px, samples, before), 4)
-            before = model.tensors(name, px)
-    return model.to_patch(name, {"validation_top1": top1})
 
 
 def _float_scores(

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.patchfile_parts import pack_planes
+from patchdeploy.patchfile.parts import pack_planes
 
 try:
     import zopfli.zopfli as _zopfli

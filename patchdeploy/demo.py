@@ -23,14 +23,14 @@ import torch
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import Bundle, size_report
-from patchdeploy.bundle_reader import MANIFEST
+from patchdeploy.bundle.reader import MANIFEST
 from patchdeploy.data import ImageDataset, load_packaged
 from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
 from patchdeploy.export import CodingConfig, Signing, export_bundle
 from patchdeploy.measure import describe_device
 from patchdeploy.patch import Patch, PatchConfig, count_parameters
 from patchdeploy.patched_model import PatchedModel
-from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.report import (
     Accuracy,
     Latency,

@@ -20,7 +20,7 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, DataError, UnknownTaskError
 from patchdeploy.measure import describe_device, measure_interleaved
 from patchdeploy.runtime import Engine
-from patchdeploy.verify_images import BATCH, task_labels
+from patchdeploy.verify.images import BATCH, task_labels
 
 Progress = Callable[[str], None]
 

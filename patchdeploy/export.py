@@ -35,14 +35,14 @@ from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph, infer_shapes
 from patchdeploy.lower import lower_base
 from patchdeploy.patch import Patch
-from patchdeploy.patchfile_base import make_coding_table
-from patchdeploy.patchfile_coding import CodingSteps
-from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
-from patchdeploy.patchfile_pack import Release, Signer, make_thumbnails
-from patchdeploy.patchfile_steps import CodingConfig as CodingConfig
-from patchdeploy.patchfile_steps import choose_steps, fine_steps
-from patchdeploy.patchfile_table import CodingTable
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.coding import CodingSteps
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile.pack import Release, Signer, make_thumbnails
+from patchdeploy.patchfile.steps import CodingConfig as CodingConfig
+from patchdeploy.patchfile.steps import choose_steps, fine_steps
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import CalibrationConfig as CalibrationConfig
 from patchdeploy.quantize.calibrate import calibrate

@@ -258,7 +258,7 @@ def _fold_input(graph: Graph, conv: Conv2d, folded: FoldedConv) -> FoldedConv:
     _, std = _pixel_statistics(graph.preprocessing)
     kernel = folded.weight.astype(np.float64)
     if graph.preprocessing.channel_order != "RGB":
-        assert conv.groups == 1  # lower_passes.isolate_input
+        assert conv.groups == 1  # lower.passes.isolate_input
         kernel = kernel[..., ::-1]
     channel = _input_channels(conv, folded.scale.size)
     weight = (kernel / (255.0 * std)[channel][:, None, None, :]).astype(np.float32)

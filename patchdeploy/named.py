@@ -59,7 +59,7 @@ def open_base(name: str) -> Base:
         return Base.from_torchvision(architecture, weights=weights or None)
     if kind == "detector" and ":" in rest:
         from patchdeploy.base import read_state
-        from patchdeploy.base_detector import checkpoint_arguments
+        from patchdeploy.base.detector import checkpoint_arguments
 
         architecture, _, file = rest.partition(":")
         arguments: dict[str, Any] = checkpoint_arguments(read_state(Path(file)))

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from patchdeploy.base import Base, read_state
 from patchdeploy.data import Preprocessing
 from patchdeploy.errors import CheckpointError, FileFormatError, IntegrityError
-from patchdeploy.patch_tensors import merge_tensors
+from patchdeploy.patch.tensors import merge_tensors
 from patchdeploy.storage import write_atomic
 
 TENSOR_FILE, FACTS_FILE = "network.safetensors", "network.json"

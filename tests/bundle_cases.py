@@ -10,10 +10,10 @@ from graph_cases import CLASSES, make_case
 from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle, add_task, create_bundle
-from patchdeploy.patchfile_base import make_coding_table
-from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
-from patchdeploy.patchfile_pack import Release, Signer
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile.pack import Release, Signer
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, flatten_variant, unflatten_variant
 

@@ -23,7 +23,7 @@ from patchdeploy.bundle import (
     size_report,
     standalone,
 )
-from patchdeploy.bundle_manifest import FileEntry, Manifest
+from patchdeploy.bundle.manifest import FileEntry, Manifest
 from patchdeploy.errors import (
     AlreadyAttachedError,
     ConfigError,

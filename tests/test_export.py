@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import patchdeploy.bundle as bundle_module
+import patchdeploy.bundle.writer as bundle_module
 import patchdeploy.export as export_module
 from patchdeploy.base import Base
 from patchdeploy.bundle import open_bundle

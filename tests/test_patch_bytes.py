@@ -26,10 +26,10 @@ from coded_sizes import gap, moved_by_training, rebuild, remembered  # noqa: E40
 from coding_cases import tiny_table, tiny_values  # noqa: E402
 from entropy_coders import decode_range, encode_range, sizes_of  # noqa: E402
 
-from patchdeploy.patchfile_coding import CodedRows  # noqa: E402
+from patchdeploy.patchfile.coding import CodedRows  # noqa: E402
 
 PNG = b"\x89PNG\r\n\x1a\n"
-WAYS = ("plain", "near", "compact")
+WAYS = ("plain", "shared", "compact")
 
 
 # -- coders ----------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import DataError, PatchRefusedError, SlotTableError, UnknownTaskError
 from patchdeploy.fold import fold_patch
-from patchdeploy.patchfile_pack import Release, Signer, check_results, open_patch
+from patchdeploy.patchfile.pack import Release, Signer, check_results, open_patch
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 from patchdeploy.verify import verify_bundle
-from patchdeploy.verify_images import task_labels
+from patchdeploy.verify.images import task_labels
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def plant(path, change, monkeypatch):
     """A bundle whose base file and table come from a careless converter, hashes right."""
     base, patch = make_patch()
     with monkeypatch.context() as context:
-        context.setattr("patchdeploy.bundle.load_converter", lambda name: Careless(change))
+        context.setattr("patchdeploy.bundle.writer.load_converter", lambda name: Careless(change))
         create_bundle(path, base, resolutions=(16, 24), formats=("onnx",))
     with suppress(SlotTableError):  # some defects show as soon as a patch is packed
         add_task(path, patch)
@@ -235,7 +235,7 @@ def test_kernels_in_the_file_that_are_not_the_reference_fail(tmp_path, monkeypat
 
 def test_the_tolerance_is_in_steps_of_the_head_output(bundle, monkeypatch):
     """A reference that is one step off fails at tolerance 0 and passes at 1."""
-    from patchdeploy import verify_images
+    from patchdeploy.verify import images as verify_images
 
     real = verify_images.run_integer
 

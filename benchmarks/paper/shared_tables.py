@@ -78,7 +78,7 @@ def measure_tasks(settings: Mapping[str, Any], seed: int) -> Record:
 
 def count_together(base: Any, own: PatchConfig, classes: list[int]) -> int:
     """Parameters of a network that tasks share and of all their patches."""
-    from patchdeploy.patch_counts import count_family
+    from patchdeploy.patch.counts import count_family
 
     return count_family(base, own, classes).together()
 

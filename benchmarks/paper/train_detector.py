@@ -1,6 +1,6 @@
 """Train a small SSDLite on composed scenes: the detector that Table 3 (left) starts from.
 
-In: garments of Fashion-MNIST pasted on photographs (`patchdeploy.data_scenes`). Out:
+In: garments of Fashion-MNIST pasted on photographs (`patchdeploy.data.scenes`). Out:
 ``detector.safetensors`` and ``detector.json`` (settings, average precision on held-out scenes) in
 ``--out``, by default out/paper/detector, where `open_detector_base` finds them.
 
@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from patchdeploy.base import Base
-from patchdeploy.base_detector import build_ssdlite
+from patchdeploy.base.detector import build_ssdlite
 from patchdeploy.data import load_packaged
-from patchdeploy.data_scenes import Scene, compose_scenes, load_photographs, scene_classes
+from patchdeploy.data.scenes import Scene, compose_scenes, load_photographs, scene_classes
 from patchdeploy.measure import describe_device
 from patchdeploy.storage import write_atomic
 

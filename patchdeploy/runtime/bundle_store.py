@@ -11,10 +11,10 @@ from pathlib import Path
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.patchfile import CheckedPatch, Policy, check_patch_file
-from patchdeploy.patchfile_keys import TrustedKeys
-from patchdeploy.patchfile_pack import check_results
-from patchdeploy.patchfile_payload import decode_payload
-from patchdeploy.patchfile_values import PatchFile, check_patch
+from patchdeploy.patchfile.keys import TrustedKeys
+from patchdeploy.patchfile.pack import check_results
+from patchdeploy.patchfile.payload import decode_payload
+from patchdeploy.patchfile.values import PatchFile, check_patch
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.self_test import run_self_test
 from patchdeploy.store import Hooks, Store

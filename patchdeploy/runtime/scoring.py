@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import MissingExtraError
-from patchdeploy.patchfile_steps import Score
+from patchdeploy.patchfile.steps import Score
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import unflatten_variant
 from patchdeploy.runtime.backend import Backend

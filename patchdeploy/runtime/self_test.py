@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.errors import PatchRefusedError, RuntimeBackendError
-from patchdeploy.patchfile_golden import check_golden, enlarge
-from patchdeploy.patchfile_table import CodingTable
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.golden import check_golden, enlarge
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.runtime.backend import Backend
 from patchdeploy.slots import PatchValues
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from patchdeploy.base import Base
-from patchdeploy.patch_forward import run_structure
+from patchdeploy.patch.forward import run_structure
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training.compact_code import (
     OCTAVE_BITS,

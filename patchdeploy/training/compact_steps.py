@@ -17,7 +17,7 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import Patch
-from patchdeploy.patch_forward import run_structure
+from patchdeploy.patch.forward import run_structure
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training.compact_code import Integers, Steps, code_patch, part_of
 from patchdeploy.training.samples import Samples, normalize

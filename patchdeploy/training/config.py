@@ -64,6 +64,9 @@ class TrainConfig:
         early_best: keep the epoch with the best validation accuracy, else the last.
         share_head: the head is trained at the largest resolution and is the same at the others,
             which then learn scales and biases alone (paper, section 5.4); else one a resolution.
+        share_scales: scales too are trained at the largest resolution and are the same at the
+            others, which then learn biases alone: a coded patch takes less than half the bytes for
+            each of them. Their scales in float; activation ranges stay each resolution's own.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         precision: "auto" is bfloat16 autocast on a GPU and float32 elsewhere.
         compile: compile the forward pass with torch.compile (pays in long runs on a GPU).
@@ -90,6 +93,7 @@ class TrainConfig:
     validation_fraction: float = 0.15
     early_best: bool = True
     share_head: bool = True
+    share_scales: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
     compile: bool = False

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from patchdeploy.base import Base
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.patch_forward import run_structure, share_structure
-from patchdeploy.patch_tensors import (
+from patchdeploy.patch.forward import run_structure, share_structure
+from patchdeploy.patch.tensors import (
     STATISTIC_TENSORS,
     initial_tensors,
     is_explicit,

@@ -20,8 +20,8 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.patch_forward import reestimate_tensors, share_structure
-from patchdeploy.patched_model_mixed import MixedTaskModel
+from patchdeploy.patch.forward import reestimate_tensors, share_structure
+from patchdeploy.patched_model.mixed import MixedTaskModel
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.loop import Trainee
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward

@@ -17,7 +17,7 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.patch_forward import run_structure
+from patchdeploy.patch.forward import run_structure
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.loop import FitResult, Trainee

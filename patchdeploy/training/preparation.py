@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, split
 from patchdeploy.errors import ConfigError, DataError
-from patchdeploy.patch_forward import share_structure
+from patchdeploy.patch.forward import share_structure
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.samples import Samples
 
@@ -44,7 +44,7 @@ def refuse_settings(config: TrainConfig, method: str) -> None:
     Raises:
         ConfigError: a setting that only patches over a frozen base, one at a time, have.
     """
-    for key in ("size_penalty", "rounding_step", "through_int8"):
+    for key in ("size_penalty", "rounding_step", "through_int8", "share_scales"):
         value = getattr(config, key)
         if value:
             raise ConfigError(

@@ -20,8 +20,8 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.patch_forward import run_structure
-from patchdeploy.patch_tensors import random_head
+from patchdeploy.patch.forward import run_structure
+from patchdeploy.patch.tensors import random_head
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.loop import Trainee

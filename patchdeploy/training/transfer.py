@@ -19,6 +19,7 @@ from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, reestimate_statistics, trained_names
 from patchdeploy.training.compact import compact_forward, make_compact
+from patchdeploy.training.compact_code import part_of
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.loop import Trainee, accuracy, predict
@@ -58,8 +59,8 @@ def train_patch(
 ) -> Patch:
     """Train one task's patch at every resolution, the largest first.
 
-    Each further resolution starts from the one before it. With ``config.share_head`` only the
-    first trains the head.
+    Each further resolution starts from the one before it, and trains neither the head with
+    ``config.share_head`` nor scales with ``config.share_scales``.
 
     Args:
         task: by default the data set's name.
@@ -195,7 +196,9 @@ class TransferRun:
         base, patch_config = self.model.base, self.model.config(self.task)
         names = trained_names(base, patch_config) & set(tensors)
         if before is not None and self.config.share_head:
-            names = frozenset(key for key in names if not key.startswith(f"{base.head_name}."))
+            names = frozenset(key for key in names if part_of(base, key) != "head")
+        if before is not None and self.config.share_scales:
+            names = frozenset(key for key in names if part_of(base, key) != "gamma")
         if not names and before is None:
             raise ConfigError(
                 f"patch kinds {list(patch_config.kinds)} select nothing to train in base "

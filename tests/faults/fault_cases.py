@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, read_container
-from patchdeploy.patchfile_base import make_coding_table
-from patchdeploy.patchfile_coding import CodingSteps, PatchCodes, exact_steps
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_golden import Golden, golden_bytes
-from patchdeploy.patchfile_header import PatchHeader
-from patchdeploy.patchfile_pack import open_patch
-from patchdeploy.patchfile_parts import PARTS, pack_part, pack_planes
-from patchdeploy.patchfile_payload import encode_payload
-from patchdeploy.patchfile_table import CodingTable
-from patchdeploy.patchfile_values import PatchFile, check_patch
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.coding import CodingSteps, PatchCodes, exact_steps
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.golden import Golden, golden_bytes
+from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.pack import open_patch
+from patchdeploy.patchfile.parts import PARTS, pack_part, pack_planes
+from patchdeploy.patchfile.payload import encode_payload
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile, check_patch
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant, flatten_variant
 
 SIDES = (24, 16)

@@ -10,7 +10,7 @@ from container_cases import PAYLOAD, TRUSTED, forge
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, check_patch_file
-from patchdeploy.patchfile_header import PatchHeader
+from patchdeploy.patchfile.header import PatchHeader
 
 POLICY = Policy(TRUSTED, allow_unsigned=True, runtime="onnx", task="flowers", floor=3, now=1000)
 

@@ -13,9 +13,9 @@ from fault_cases import check_sound, header_fields, make_subject, store_part
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import read_container
-from patchdeploy.patchfile_header import PatchHeader
-from patchdeploy.patchfile_parts import PARTS, deflate
-from patchdeploy.patchfile_payload import decode_payload
+from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.parts import PARTS, deflate
+from patchdeploy.patchfile.payload import decode_payload
 
 SUBJECT = make_subject("tiny", 1, ("dw",))
 CODES = {"sites", "inflate", "parts", "values"}

@@ -6,7 +6,7 @@ import case_folders  # noqa: F401  (adds the folders of the cases)
 from container_cases import TRUSTED
 
 from patchdeploy.errors import PatchKeyError
-from patchdeploy.patchfile_keys import TrustedKeys, check_public_key
+from patchdeploy.patchfile.keys import TrustedKeys, check_public_key
 
 
 def fuzz_one(data: bytes) -> None:

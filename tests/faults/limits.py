@@ -22,12 +22,12 @@ from graph_cases import make_base, mobilenet_v2
 from tried import Progress, Told
 
 from patchdeploy.patchfile import check_patch_file
-from patchdeploy.patchfile_base import make_coding_table
-from patchdeploy.patchfile_header import MAX_PAYLOAD_BYTES
-from patchdeploy.patchfile_pack import open_patch
-from patchdeploy.patchfile_parts import PARTS, deflate
-from patchdeploy.patchfile_table import CodedConv, CodingTable
-from patchdeploy.patchfile_values import PatchLayout
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.header import MAX_PAYLOAD_BYTES
+from patchdeploy.patchfile.pack import open_patch
+from patchdeploy.patchfile.parts import PARTS, deflate
+from patchdeploy.patchfile.table import CodedConv, CodingTable
+from patchdeploy.patchfile.values import PatchLayout
 
 MIB = 2**20
 MOST_MS_PER_MIB = 50

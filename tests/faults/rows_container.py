@@ -30,7 +30,7 @@ from fault_cases import POLICY, make_subject, open_verdict
 from tried import Progress, Told, Verdicts, in_processes, scaled
 
 from patchdeploy.patchfile import Policy
-from patchdeploy.patchfile_keys import TrustedKeys, verify_signature
+from patchdeploy.patchfile.keys import TrustedKeys, verify_signature
 
 WYCHEPROOF = Path(__file__).resolve().parents[1] / "patchfile" / "wycheproof_ed25519.json"
 MUTANTS = 1_000_000

@@ -26,7 +26,7 @@ from fault_cases import (
 )
 from tried import Progress, Told, in_processes, scaled
 
-from patchdeploy.patchfile_parts import PARTS
+from patchdeploy.patchfile.parts import PARTS
 
 MUTANTS = 1_000_000
 MOST_CPU_SECONDS = 0.25

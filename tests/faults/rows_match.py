@@ -12,7 +12,7 @@ from tried import Progress, Told, Verdicts
 
 from patchdeploy.convert import load_converter
 from patchdeploy.errors import FileFormatError, IntegrityError, PatchRefusedError
-from patchdeploy.patchfile_pack import (
+from patchdeploy.patchfile.pack import (
     BaseFiles,
     Release,
     Signer,
@@ -20,7 +20,7 @@ from patchdeploy.patchfile_pack import (
     open_patch,
     pack_patch,
 )
-from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 

@@ -20,8 +20,8 @@ from tried import Told, Verdicts
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile_golden import Golden
-from patchdeploy.patchfile_pack import (
+from patchdeploy.patchfile.golden import Golden
+from patchdeploy.patchfile.pack import (
     TOLERANCE_LSB,
     GoldenInputs,
     PackedPatch,
@@ -29,8 +29,8 @@ from patchdeploy.patchfile_pack import (
     Signer,
     pack_patch,
 )
-from patchdeploy.patchfile_table import CodingTable
-from patchdeploy.patchfile_values import PatchFile, PatchLayout, masked_head_rows
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile, PatchLayout, masked_head_rows
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.slots import PatchValues

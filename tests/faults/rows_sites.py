@@ -12,7 +12,7 @@ from typing import Any
 from fault_cases import FAULT_BASES, Subject, make_subject, open_verdict, sign_payload, store_part
 from tried import Progress, Told, Verdicts
 
-from patchdeploy.patchfile_parts import PARTS, deflate
+from patchdeploy.patchfile.parts import PARTS, deflate
 
 LAST = 2**31 - 1
 """The end of slot indices."""

@@ -21,8 +21,8 @@ from fault_cases import (
 )
 from tried import Progress, Told, Verdicts
 
-from patchdeploy.patchfile_coding import ACTIVATION_BITS, CodingSteps, PatchCodes
-from patchdeploy.patchfile_pack import open_patch
+from patchdeploy.patchfile.coding import ACTIVATION_BITS, CodingSteps, PatchCodes
+from patchdeploy.patchfile.pack import open_patch
 
 SUBJECTS = (("tiny", ("dw",)), ("conv_stack", ("dw1", "dw2")), ("squeeze_excitation", ()))
 BAD_SCALES = {

@@ -15,7 +15,7 @@ import rows_values
 from container_cases import forge
 from rows import ROWS
 
-from patchdeploy import patchfile, patchfile_coding, patchfile_pack, patchfile_payload
+from patchdeploy.patchfile import coding, container, pack, payload
 from patchdeploy.runtime import self_test
 
 
@@ -83,43 +83,43 @@ def nothing(*arguments, **named):
 
 BUGS = {
     "the payload's hash is not compared": (
-        (patchfile, "_check_payload", nothing),
+        (container, "_check_payload", nothing),
         lambda tmp_path: rows_container.flip_bits(step=17),
     ),
     "any signature verifies": (
-        (patchfile, "verify_signature", lambda *arguments: True),
+        (container, "verify_signature", lambda *arguments: True),
         lambda tmp_path: rows_container.try_signatures(1.0, no_progress),
     ),
     "the threshold is forgotten": (
-        (patchfile, "_check_threshold", nothing),
+        (container, "_check_threshold", nothing),
         lambda tmp_path: rows_container.try_signatures(1.0, no_progress),
     ),
     "what is at hand is not compared": (
-        (patchfile, "_check_place", nothing),
+        (container, "_check_place", nothing),
         lambda tmp_path: rows_match.try_bases(0.005, no_progress),
     ),
     "tasks and bases are not compared": (
-        (patchfile, "_check_same", nothing),
+        (container, "_check_same", nothing),
         lambda tmp_path: rows_match.try_places(0.15, no_progress),
     ),
     "the result's hash is another's": (
-        (patchfile_pack, "result_sha256", lambda values, px, data, table: "0" * 64),
+        (pack, "result_sha256", lambda values, px, data, table: "0" * 64),
         lambda tmp_path: rows_match.try_bases(0.005, no_progress),
     ),
     "scales are not checked": (
-        (patchfile_coding, "check_scales", nothing),
+        (coding, "check_scales", nothing),
         lambda tmp_path: rows_values.try_values(0.1, no_progress),
     ),
     "biases wrap": (
-        (patchfile_coding, "_check_biases", lambda px, units: units.astype("i8").astype("i4")),
+        (coding, "_check_biases", lambda px, units: units.astype("i8").astype("i4")),
         lambda tmp_path: rows_values.try_values(0.1, no_progress),
     ),
     "slots are not compared": (
-        (patchfile_payload, "_check_sites", nothing),
+        (payload, "_check_sites", nothing),
         lambda tmp_path: rows_sites.try_sites(0.1, no_progress),
     ),
     "lengths of parts are not compared": (
-        (patchfile_payload, "_check_length", nothing),
+        (payload, "_check_length", nothing),
         lambda tmp_path: rows_sites.try_sites(0.1, no_progress),
     ),
     "scores are not compared": (

@@ -10,13 +10,13 @@ import numpy as np
 from graph_cases import GRAPH_CASES, random_images
 
 from patchdeploy.fold import fold_patch
-from patchdeploy.patchfile_base import make_coding_table
-from patchdeploy.patchfile_coding import CodingSteps
-from patchdeploy.patchfile_header import PatchHeader
-from patchdeploy.patchfile_parts import PARTS, pack_planes
-from patchdeploy.patchfile_payload import all_sites
-from patchdeploy.patchfile_table import CodedConv, CodingTable
-from patchdeploy.patchfile_values import PatchFile, PatchLayout, masked_head_rows
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.coding import CodingSteps
+from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.parts import PARTS, pack_planes
+from patchdeploy.patchfile.payload import all_sites
+from patchdeploy.patchfile.table import CodedConv, CodingTable
+from patchdeploy.patchfile.values import PatchFile, PatchLayout, masked_head_rows
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import flatten_variant

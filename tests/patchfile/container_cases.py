@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, check_patch_file
-from patchdeploy.patchfile_header import PatchHeader
-from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 
 SEEDS = tuple(hashlib.sha256(b"patchdeploy test key %d" % k).digest() for k in range(5))
 KEYS = tuple(SigningKey.from_seed(seed) for seed in SEEDS)

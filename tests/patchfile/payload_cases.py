@@ -5,8 +5,8 @@ import slow_decoder
 from coding_cases import header_fields, make_header, part, tiny_table, zeros
 
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile_parts import PARTS
-from patchdeploy.patchfile_payload import decode_payload
+from patchdeploy.patchfile.parts import PARTS
+from patchdeploy.patchfile.payload import decode_payload
 
 END = "; pack the task again with its base"
 TABLE = tiny_table()

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile_coding import (
+from patchdeploy.patchfile.coding import (
     EXACT_BIASES,
     EXACT_SCALES,
     RATIOS,
@@ -37,9 +37,9 @@ from patchdeploy.patchfile_coding import (
     exact_steps,
     scales_from,
 )
-from patchdeploy.patchfile_coding import CodedRows as Rows
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_values import masked_head_rows, masked_scale
+from patchdeploy.patchfile.coding import CodedRows as Rows
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.values import masked_head_rows, masked_scale
 from patchdeploy.slots import PatchValues
 
 CASES = [

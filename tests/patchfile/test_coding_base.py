@@ -9,16 +9,16 @@ from graph_cases import GRAPH_CASES, conv_stack
 
 from patchdeploy.fold import fold_patch
 from patchdeploy.graph import Conv2d, Norm, tied_values
-from patchdeploy.patchfile_base import (
+from patchdeploy.patchfile.base import (
     HEAD_SCALE,
     SMALLEST_SCALE,
     doubled_scales,
     make_coding_table,
 )
-from patchdeploy.patchfile_coding import combine, decode_values
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_steps import fine_steps
-from patchdeploy.patchfile_values import patch_layout
+from patchdeploy.patchfile.coding import combine, decode_values
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.steps import fine_steps
+from patchdeploy.patchfile.values import patch_layout
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.variant import make_affines
 from patchdeploy.reference import reference_sha256

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from patchdeploy.errors import FileFormatError
-from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.storage import sha256_hex
 
 TINY = np.finfo(np.float32).tiny

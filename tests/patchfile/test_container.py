@@ -40,8 +40,8 @@ from patchdeploy.patchfile import (
     read_container,
     signed_message,
 )
-from patchdeploy.patchfile_header import PatchHeader
-from patchdeploy.patchfile_keys import TrustedKeys
+from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.keys import TrustedKeys
 
 POLICY = Policy(TRUSTED)
 TWO = Policy(TrustedKeys(TRUSTED.keys, 2))

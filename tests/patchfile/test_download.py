@@ -13,8 +13,8 @@ from hostile_server import first_byte, reply, serving
 
 from patchdeploy.errors import ConfigError, DownloadError, PatchRefusedError, StorageError
 from patchdeploy.patchfile import MAX_FILE_BYTES
-from patchdeploy.patchfile_download import DownloadLimits, download_patch, fetch_patch
-from patchdeploy.patchfile_partial import open_partial, remove_partials
+from patchdeploy.patchfile.download import DownloadLimits, download_patch, fetch_patch
+from patchdeploy.patchfile.partial import open_partial, remove_partials
 
 BODY = bytes(range(256)) * 200
 ETAG = '"first"'

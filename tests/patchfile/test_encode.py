@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_coding import any_values
 
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile_coding import CodedRows, CodingSteps, decode_values, exact_steps
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_steps import fine_steps
+from patchdeploy.patchfile.coding import CodedRows, CodingSteps, decode_values, exact_steps
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.steps import fine_steps
 from patchdeploy.slots import PatchValues
 
 HALF_FLOAT32 = 2.0**-24

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchdeploy.errors import ConfigError, PatchRefusedError
-from patchdeploy.patchfile_golden import Golden, check_golden, enlarge, golden_bytes, read_golden
+from patchdeploy.patchfile.golden import Golden, check_golden, enlarge, golden_bytes, read_golden
 
 RUNTIMES, SIDES, CLASSES = ("tflite", "onnx"), (24, 16), 5
 

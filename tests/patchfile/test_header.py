@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile_header import PatchHeader
+from patchdeploy.patchfile.header import PatchHeader
 
 REMEDY = "pack the patch again with this version of patchdeploy"
 

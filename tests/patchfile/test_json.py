@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchdeploy.errors import CanonicalTextError
-from patchdeploy.patchfile_json import encode_canonical, parse_canonical
+from patchdeploy.patchfile.json import encode_canonical, parse_canonical
 
 PLAIN = st.text([chr(k) for k in range(0x20, 0x7F) if chr(k) not in '\\"'])
 DOCUMENTS = st.recursive(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchdeploy.errors import PatchKeyError, StorageError
-from patchdeploy.patchfile_keys import (
+from patchdeploy.patchfile.keys import (
     SigningKey,
     TrustedKeys,
     check_public_key,

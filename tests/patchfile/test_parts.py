@@ -9,7 +9,7 @@ from coding_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchdeploy.patchfile_parts import (
+from patchdeploy.patchfile.parts import (
     deflate,
     pack_planes,
     read_planes,

@@ -34,16 +34,16 @@ from patchdeploy.errors import (
     PatchRefusedError,
     UnknownResolutionError,
 )
-from patchdeploy.patchfile_coding import exact_steps
-from patchdeploy.patchfile_golden import Golden
-from patchdeploy.patchfile_parts import (
+from patchdeploy.patchfile.coding import exact_steps
+from patchdeploy.patchfile.golden import Golden
+from patchdeploy.patchfile.parts import (
     PARTS,
     deflate,
     pack_planes,
     part_lengths,
 )
-from patchdeploy.patchfile_payload import decode_payload, encode_payload
-from patchdeploy.patchfile_steps import fine_steps
+from patchdeploy.patchfile.payload import decode_payload, encode_payload
+from patchdeploy.patchfile.steps import fine_steps
 
 
 def golden_of(sides, classes, runtimes=("onnx", "tflite"), images=2) -> Golden:

@@ -21,11 +21,11 @@ from payload_cases import END, MOST, NUMBERS, TABLE, decode, refusal, with_part
 from patchdeploy.errors import (
     PatchRefusedError,
 )
-from patchdeploy.patchfile_parts import (
+from patchdeploy.patchfile.parts import (
     PARTS,
     read_parts,
 )
-from patchdeploy.patchfile_payload import all_sites, decode_payload
+from patchdeploy.patchfile.payload import all_sites, decode_payload
 
 # -- refusals, part by part ------------------------------------------------------------------------
 

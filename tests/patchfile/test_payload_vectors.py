@@ -13,9 +13,9 @@ from make_payload_vectors import PATH, coding_table, encode, make_payload_vector
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, check_patch_file
-from patchdeploy.patchfile_golden import enlarge
-from patchdeploy.patchfile_payload import decode_payload
-from patchdeploy.patchfile_table import CodingTable
+from patchdeploy.patchfile.golden import enlarge
+from patchdeploy.patchfile.payload import decode_payload
+from patchdeploy.patchfile.table import CodingTable
 
 VECTORS = json.loads(PATH.read_text())
 CASES = VECTORS["cases"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from coding_cases import tiny_table, tiny_values
 
-from patchdeploy.patchfile_coding import CodedRows, CodingSteps, decode_values
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_probe import (
+from patchdeploy.patchfile.coding import CodedRows, CodingSteps, decode_values
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.probe import (
     FIRST_BIAS,
     FIRST_SCALE,
     LEAST_BIAS,
@@ -26,7 +26,7 @@ from patchdeploy.patchfile_probe import (
     probe_costs,
     softmax,
 )
-from patchdeploy.patchfile_steps import CodingConfig, choose_steps, steps_of_share
+from patchdeploy.patchfile.steps import CodingConfig, choose_steps, steps_of_share
 
 PX, CLASSES, IMAGES = 64, 3, 40
 TABLE, VALUES = tiny_table(), tiny_values()

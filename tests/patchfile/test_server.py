@@ -14,8 +14,8 @@ from hostile_server import reply, serving
 
 from patchdeploy.errors import ConfigError, DownloadError
 from patchdeploy.patchfile import MAX_FILE_BYTES
-from patchdeploy.patchfile_download import DownloadLimits, download_patch
-from patchdeploy.patchfile_server import make_app, make_index, serve_folder
+from patchdeploy.patchfile.download import DownloadLimits, download_patch
+from patchdeploy.patchfile.server import make_app, make_index, serve_folder
 
 OLD = forge(document(sequence=7))
 NEW = forge(document(sequence=8, expires=99), signers=(0, 1))

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchdeploy.errors import ConfigError, DataError
-from patchdeploy.patchfile_coding import CodingSteps, decode_values
-from patchdeploy.patchfile_encode import encode_values
-from patchdeploy.patchfile_probe import Costs, bias_exponents
-from patchdeploy.patchfile_steps import (
+from patchdeploy.patchfile.coding import CodingSteps, decode_values
+from patchdeploy.patchfile.encode import encode_values
+from patchdeploy.patchfile.probe import Costs, bias_exponents
+from patchdeploy.patchfile.steps import (
     LEVELS,
     SHARES,
     CodingConfig,
@@ -25,7 +25,7 @@ from patchdeploy.patchfile_steps import (
     fine_steps,
     steps_of_share,
 )
-from patchdeploy.patchfile_values import masked_head_rows
+from patchdeploy.patchfile.values import masked_head_rows
 
 PX, CLASSES, IMAGES = 32, 4, 50
 LABELS = np.zeros(IMAGES, np.int64)

@@ -12,7 +12,7 @@ from make_vectors import PATH, encode, make_vectors
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, check_patch_file
-from patchdeploy.patchfile_keys import TrustedKeys
+from patchdeploy.patchfile.keys import TrustedKeys
 
 VECTORS = json.loads(PATH.read_text())
 CASES = VECTORS["container"]

@@ -11,8 +11,8 @@ from graph_cases import random_images
 
 from patchdeploy.bundle import add_task
 from patchdeploy.errors import PatchRefusedError, UnknownTaskError
-from patchdeploy.patchfile_keys import SigningKey
-from patchdeploy.patchfile_pack import GoldenInputs, Release, Signer, pack_patch
+from patchdeploy.patchfile.keys import SigningKey
+from patchdeploy.patchfile.pack import GoldenInputs, Release, Signer, pack_patch
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 

@@ -11,7 +11,7 @@ from store_cases import TASK, hash_of, make_patch
 
 from patchdeploy.errors import PatchError, PatchFileError
 from patchdeploy.store import Store
-from patchdeploy.store_folder import STATE
+from patchdeploy.store.folder import STATE
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,17 @@ from proof_rules import (
 )
 from proof_use import prove_swaps, prove_updates_in_use
 
-from patchdeploy import store, store_files, store_folder, store_recovery
 from patchdeploy.errors import PatchdeployError
 from patchdeploy.patchfile import CheckedPatch, Policy, read_container
-from patchdeploy.patchfile_header import PatchHeader
+from patchdeploy.patchfile.header import PatchHeader
 from patchdeploy.storage import sha256_hex
-from patchdeploy.store import Installed, Store
-from patchdeploy.store_files import DiskFiles, Files, publish
-from patchdeploy.store_folder import STATE, StoreFolder, patch_name
-from patchdeploy.store_recovery import FoundState
-from patchdeploy.store_state import StoreState
+from patchdeploy.store import Installed, Store, patch_store, recovery
+from patchdeploy.store import files as files_module
+from patchdeploy.store import folder as folder_module
+from patchdeploy.store.files import DiskFiles, Files, publish
+from patchdeploy.store.folder import STATE, StoreFolder, patch_name
+from patchdeploy.store.recovery import FoundState
+from patchdeploy.store.state import StoreState
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
             rest = rest[files.write(handle, rest) :]
         files.close(handle)
 
-    patch.setattr(store_files, "_write_new", write)
+    patch.setattr(files_module, "_write_new", write)
 
 
 @bug("no fsync of the folder after a patch file", power, "the file is gone|is gone from store")
@@ -151,9 +152,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
             return publish(files, folder, name, data)
         with contextlib.suppress(FileNotFoundError):
             files.unlink(folder / name)
-        store_files._write_new(files, folder / name, data)
+        files_module._write_new(files, folder / name, data)
 
-    patch.setattr(store_folder, "publish", put)
+    patch.setattr(folder_module, "publish", put)
 
 
 @bug("STATE before the patch file", kills, "the file is gone")
@@ -166,7 +167,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         state = found.state.activated(header.task, checked.sha256, header.sequence)
         self._place.commit(state, found.state)
         self._place.put_patch(checked.sha256, data)
-        return store._installed(checked, found, changed=True)
+        return patch_store._installed(checked, found, changed=True)
 
     patch.setattr(Store, "_admit", admit)
 
@@ -183,7 +184,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
             files.sync(handle)
         files.close(handle)
 
-    patch.setattr(store_files, "_write_new", write)
+    patch.setattr(files_module, "_write_new", write)
 
 
 @bug("a failed write is taken for a whole one", faults, "STATE was left damaged|has SHA-256")
@@ -194,7 +195,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         files.sync(handle)
         files.close(handle)
 
-    patch.setattr(store_files, "_write_new", write)
+    patch.setattr(files_module, "_write_new", write)
 
 
 @bug("the new STATE stays after its last sync failed", faults, "not one of")
@@ -265,13 +266,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _with_sequence_rule(
     patch: pytest.MonkeyPatch, allows: Callable[[StoreState, CheckedPatch], bool]
 ) -> None:
-    check = store._check_sequence
+    check = patch_store._check_sequence
 
     def looser(state: StoreState, checked: CheckedPatch, activate: bool) -> None:
         if not allows(state, checked):
             check(state, checked, activate)
 
-    patch.setattr(store, "_check_sequence", looser)
+    patch.setattr(patch_store, "_check_sequence", looser)
 
 
 @bug("equal sequence taken", without_folder(prove_orders), "'changed', not 'sequence'")
@@ -333,14 +334,14 @@ def _(patch: pytest.MonkeyPatch) -> None:
             document = json.loads(data)
             return cls(document["active"], document["previous"], document["floors"])
         except (ValueError, KeyError, RecursionError) as error:
-            raise store_files.IntegrityError("STATE does not parse") from error
+            raise files_module.IntegrityError("STATE does not parse") from error
 
     patch.setattr(StoreState, "from_bytes", classmethod(parse))
 
 
 @bug("a silent repair", state_damage, "a silent repair")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(store_recovery, "Recovery", lambda *parts: None)
+    patch.setattr(recovery, "Recovery", lambda *parts: None)
 
 
 @bug("recovery without checks", state_damage, "copied.active")
@@ -355,9 +356,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @bug("recovery takes the lowest", state_damage, "copied.active")
 def _(patch: pytest.MonkeyPatch) -> None:
-    choose = store_recovery.choose_patches
+    choose = recovery.choose_patches
     patch.setattr(
-        store_recovery,
+        recovery,
         "choose_patches",
         lambda passed: choose({task: [min(patches)] for task, patches in passed.items()}),
     )
@@ -384,7 +385,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @bug("names are not checked", prove_hostile_names, "holds no patch")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(store, "_check_name", lambda value, pattern, rule, what: None)
+    patch.setattr(patch_store, "_check_name", lambda value, pattern, rule, what: None)
 
 
 @bug("clean-up takes the previous patch", without_folder(prove_clean_up), "store.clean_up")
@@ -411,7 +412,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     def put(files: Files, folder: Path, name: str, data: bytes) -> None:
         (_overwrite if name == STATE else publish)(files, folder, name, data)
 
-    patch.setattr(store_folder, "publish", put)
+    patch.setattr(folder_module, "publish", put)
 
 
 @bug(
@@ -423,7 +424,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     def put(files: Files, folder: Path, name: str, data: bytes) -> None:
         (publish if name == STATE else _overwrite)(files, folder, name, data)
 
-    patch.setattr(store_folder, "publish", put)
+    patch.setattr(folder_module, "publish", put)
 
 
 @bug(

@@ -25,10 +25,10 @@ from store_cases import HOOKS, Summary, expect, hash_of, make_patch, open_store,
 
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import CheckedPatch
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.store import Hooks, Store
-from patchdeploy.store_files import DiskFiles, Files
-from patchdeploy.store_folder import LOCK, STATE, patch_name
+from patchdeploy.store.files import DiskFiles, Files
+from patchdeploy.store.folder import LOCK, STATE, patch_name
 
 OpenStore = Callable[[Path, Files, Hooks], Store]
 PROCESSES = 8

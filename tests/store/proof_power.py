@@ -18,7 +18,7 @@ from store_cases import CACHED_HOOKS, Summary, expect, make_patch, open_store, r
 
 from patchdeploy.errors import StorageError
 from patchdeploy.store import Store
-from patchdeploy.store_files import Files
+from patchdeploy.store.files import Files
 
 OpenStore = Callable[[Files], Store]
 

@@ -40,11 +40,11 @@ from patchdeploy.errors import (
     UnknownTaskError,
 )
 from patchdeploy.patchfile import CheckedPatch
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Store
-from patchdeploy.store_files import DiskFiles
-from patchdeploy.store_folder import LOCK, STATE, patch_name
+from patchdeploy.store.files import DiskFiles
+from patchdeploy.store.folder import LOCK, STATE, patch_name
 
 OpenStore = Callable[..., Store]
 """`open_store` or one with a planted bug."""

@@ -16,8 +16,8 @@ from patchdeploy.errors import IntegrityError, PatchError, PatchFileError
 from patchdeploy.patchfile import check_patch_file
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Store, StoredPatch
-from patchdeploy.store_files import DiskFiles, Files
-from patchdeploy.store_folder import STATE, patch_name
+from patchdeploy.store.files import DiskFiles, Files
+from patchdeploy.store.folder import STATE, patch_name
 
 OpenStore = Callable[[Path, Files], Store]
 OTHERS = (make_patch(7), make_patch(2, passes=False), b"", make_patch(2)[:-1])

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from patchdeploy.errors import IntegrityError
-from patchdeploy.store_files import Files
+from patchdeploy.store.files import Files
 
 SECTOR_BYTES = 32
 LARGEST_WRITE_BYTES = 300

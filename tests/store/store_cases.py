@@ -21,15 +21,15 @@ from patchdeploy.patchfile import (
     build_patch,
     check_patch_file,
 )
-from patchdeploy.patchfile_header import PatchHeader
-from patchdeploy.patchfile_keys import SigningKey, TrustedKeys
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.slots import PatchValues
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Hooks, Store
-from patchdeploy.store_files import DiskFiles, Files
-from patchdeploy.store_folder import MISSING, StoreFolder
-from patchdeploy.store_state import StoreState
+from patchdeploy.store.files import DiskFiles, Files
+from patchdeploy.store.folder import MISSING, StoreFolder
+from patchdeploy.store.state import StoreState
 
 TASK = "birds"
 KEY = SigningKey.from_seed(b"patchdeploy tests: store key one")

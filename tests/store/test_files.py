@@ -7,7 +7,7 @@ import pytest
 from simulated_disk import FOLDER, FaultyFiles, SimulatedDisk
 
 from patchdeploy.errors import IntegrityError
-from patchdeploy.store_files import DiskFiles, publish
+from patchdeploy.store.files import DiskFiles, publish
 
 RULE = "a store holds regular files that patchdeploy wrote; remove it and install the patch again"
 

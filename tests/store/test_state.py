@@ -5,9 +5,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patchdeploy.errors import ConfigError, FileFormatError
-from patchdeploy.patchfile_json import encode_canonical
+from patchdeploy.patchfile.json import encode_canonical
 from patchdeploy.storage import sha256_hex
-from patchdeploy.store_state import MAX_STATE_BYTES, MAX_TASKS, StoreState
+from patchdeploy.store.state import MAX_STATE_BYTES, MAX_TASKS, StoreState
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 TASKS = st.text("abcz019_-", min_size=1, max_size=64)

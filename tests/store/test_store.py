@@ -30,12 +30,12 @@ from patchdeploy.errors import (
     UnknownTaskError,
 )
 from patchdeploy.patchfile import CheckedPatch
-from patchdeploy.patchfile_keys import TrustedKeys
-from patchdeploy.patchfile_values import PatchFile
+from patchdeploy.patchfile.keys import TrustedKeys
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Entry, Installed, Store, read_clock
-from patchdeploy.store_folder import STATE, patch_name
-from patchdeploy.store_state import StoreState
+from patchdeploy.store.folder import STATE, patch_name
+from patchdeploy.store.state import StoreState
 
 
 def simulated(*sequences: int) -> tuple[SimulatedDisk, Store]:

@@ -18,7 +18,7 @@ from patchdeploy.fold import fold_patch
 from patchdeploy.graph import Pointwise
 from patchdeploy.lower import lower_base
 from patchdeploy.patch import PatchConfig
-from patchdeploy.patch_tensors import initial_tensors
+from patchdeploy.patch.tensors import initial_tensors
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.quantize.arithmetic import requantize
 from patchdeploy.quantize.base import orient, quantize_base, quantize_kernel

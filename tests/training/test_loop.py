@@ -414,6 +414,19 @@ def test_a_shared_head_is_the_same_bits_everywhere_and_an_own_one_is_not(
         assert not np.array_equal(patch.tensors(8)["1.bias"], patch.tensors(16)["1.bias"])
 
 
+def test_shared_scales_are_the_same_bits_everywhere_and_biases_are_still_each_resolutions_own(
+    base: Base, digits: tuple[ImageDataset, ImageDataset]
+) -> None:
+    for share in (True, False):
+        config = replace(SHORT, share_scales=share)
+        patch = train_patch(base, digits[0], config, resolutions=SIZES, quiet=True)
+        first, *others = [patch.tensors(px) for px in sorted(SIZES, reverse=True)]
+        for other in others:
+            assert np.array_equal(first["1.weight"], other["1.weight"]) == share
+            assert not np.array_equal(first["1.bias"], other["1.bias"])
+        assert not np.array_equal(first["1.weight"], base.module.get_parameter("1.weight"))
+
+
 def test_resolutions_named_twice_are_trained_once(
     base: Base, digits: tuple[ImageDataset, ImageDataset]
 ) -> None:

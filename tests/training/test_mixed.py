@@ -16,7 +16,7 @@ from patchdeploy.data import ImageDataset, Preprocessing, load_packaged
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import Patch, PatchConfig, Statistics
 from patchdeploy.patched_model import PatchedModel
-from patchdeploy.patched_model_mixed import MixedTaskModel
+from patchdeploy.patched_model.mixed import MixedTaskModel
 from patchdeploy.training import TrainConfig, evaluate, train_patch
 from patchdeploy.training.loop import Trainee
 from patchdeploy.training.mixed import make_trainee, train_many_patches

@@ -27,8 +27,8 @@ from patchdeploy.data import ImageDataset, Preprocessing
 from patchdeploy.errors import CheckpointError, ConfigError, TrainingError
 from patchdeploy.export import CalibrationConfig, export_bundle
 from patchdeploy.patch import PatchConfig
-from patchdeploy.patch_counts import count_family
-from patchdeploy.patch_tensors import initial_tensors
+from patchdeploy.patch.counts import count_family
+from patchdeploy.patch.tensors import initial_tensors
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.runtime import Engine
 from patchdeploy.training import (

@@ -78,9 +78,9 @@ def test_measuring_leaves_the_base_as_it_was() -> None:
     assert not any(module._forward_hooks for module in base.module.modules())
 
 
-@pytest.mark.parametrize("key", ["size_penalty", "rounding_step", "through_int8"])
+@pytest.mark.parametrize("key", ["size_penalty", "rounding_step", "through_int8", "share_scales"])
 def test_a_method_refuses_the_settings_that_it_would_pass_over(key: str) -> None:
-    config = TrainConfig.from_json({key: True if key == "through_int8" else 0.5})
+    config = TrainConfig.from_json({key: 0.5 if key in ("size_penalty", "rounding_step") else True})
     with pytest.raises(ConfigError) as caught:
         refuse_settings(config, "train_tasks")
     assert str(caught.value) == (

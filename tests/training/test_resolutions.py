@@ -26,7 +26,7 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.export import CalibrationConfig, export_bundle
-from patchdeploy.patch_tensors import random_head
+from patchdeploy.patch.tensors import random_head
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.runtime import Engine
 from patchdeploy.training import (

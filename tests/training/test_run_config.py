@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchdeploy import patchfile_values
 from patchdeploy.errors import ConfigError
+from patchdeploy.patchfile import values as patchfile_values
 from patchdeploy.training import TrainConfig
 from patchdeploy.training.run_config import (
     METHODS,

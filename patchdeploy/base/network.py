@@ -1,0 +1,376 @@
+"""A frozen network that patches are trained over: module, preprocessing, content hash.
+
+In: a torchvision name, a checkpoint, any nn.Module, a detector, a Keras MobileNetV2 file, or the
+embedded base. Out: a `Base` that never changes: evaluation mode, no gradients, and the signs of the
+normalisation scales made positive once, so that quantised rows serve every task as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchdeploy.base.layers import (
+    CONVOLUTIONS,
+    NORMS,
+    content_hash,
+    make_scales_positive,
+    trace_layers,
+)
+from patchdeploy.data import ASSETS, ImageDataset, Preprocessing
+from patchdeploy.errors import BaseError, CheckpointError, NonFiniteError
+
+EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
+EMBEDDED_FACTS = ASSETS / "embedded_base.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen network.
+
+    Attributes:
+        module: in evaluation mode, nothing requires a gradient; do not change it.
+        preprocessing: how pixels become its input, float32 [N, 3, H, W].
+        name: architecture, for people and for the hash.
+        head_name: module path of the last layer (Linear or Conv2d).
+        norms: for every convolution, the module path of the normalisation that reads it, or None.
+        sha256: content hash of names, shapes and bytes of the state, of how convolutions and
+            normalisations are set, of preprocessing and name.
+        unused: module paths of convolutions and normalisations that no forward pass reaches
+            (auxiliary classifiers); no patch has a site there.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    name: str
+    head_name: str
+    norms: Mapping[str, str | None]
+    sha256: str
+    unused: tuple[str, ...] = ()
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        name: str,
+        head_name: str | None = None,
+    ) -> Base:
+        """A base from any module that maps float32 [N, 3, H, W] to [N, classes].
+
+        The module is copied. Where a normalisation after a convolution has a negative scale, that
+        row of the kernel, its bias, the running mean and the scale change sign together: the
+        function stays the same to the last bit (IEEE 754 rounding is symmetric in sign).
+
+        Raises:
+            NonFiniteError: NaN or infinity in a parameter or statistic.
+            BaseError: no Linear or Conv2d to be the head, a forward pass that fails or gives no
+                [1, classes], a normalisation without statistics, or a negative scale whose sign
+                cannot move into a kernel.
+        """
+        frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+        check_finite(frozen.state_dict(), name)
+        trace = trace_layers(frozen, preprocessing.input_size, name)
+        make_scales_positive(frozen, trace.norms, preprocessing.input_size, name)
+        head = head_name or trace.head(name)
+        layers = dict(frozen.named_modules())
+        if not isinstance(layers.get(head), nn.Linear | nn.Conv2d):
+            raise BaseError(
+                f"base {name!r} has no Linear or Conv2d {head!r}; the head is its last layer; name "
+                f"one of {', '.join(trace.classifiers[-3:])}"
+            )
+        unused = tuple(
+            path
+            for path, layer in layers.items()
+            if isinstance(layer, (*CONVOLUTIONS, *NORMS)) and path not in trace.reached
+        )
+        digest = content_hash(frozen, preprocessing, name)
+        return cls(frozen, preprocessing, name, head, trace.norms, digest, unused)
+
+    @classmethod
+    def from_torchvision(
+        cls,
+        name: str,
+        weights: str | None = None,
+        *,
+        seed: int = 0,
+        preprocessing: Preprocessing | None = None,
+        **arguments: Any,
+    ) -> Base:
+        """A torchvision classifier by name, with the weights of its enum or random ones.
+
+        Args:
+            weights: None (random, from ``seed``; see `with_statistics_of`), "DEFAULT", or a name
+                of the model's enum such as "IMAGENET1K_V2"; torchvision downloads them and checks
+                their hash.
+            arguments: for the model function, for instance ``width_mult`` or ``num_classes``.
+
+        Raises:
+            BaseError: an unknown name, or the weights cannot be downloaded.
+        """
+        module, chosen = build_torchvision(name, weights, seed, arguments)
+        for path, layer in list(module.named_children()):
+            if path.lower().startswith("aux") and isinstance(layer, nn.Module):
+                setattr(module, path, None)  # a second classifier that only training runs
+                module.aux_logits = False
+        settings = preprocessing or _torchvision_preprocessing(name, chosen)
+        if getattr(module, "transform_input", False):
+            # Inception and GoogLeNet change ImageNet-normalised input to mean and std 0.5; taking
+            # pixels that way in the first place is the same function.
+            module.transform_input = False
+            settings = _after_transform_input(settings)
+        label = f"torchvision/{name}" + "".join(f"+{k}={v}" for k, v in sorted(arguments.items()))
+        return cls.from_module(module, settings, label)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        name: str | None = None,
+    ) -> Base:
+        """``module`` with the state dict in ``path`` (.safetensors, or .pt read as weights only).
+
+        Raises:
+            CheckpointError: not readable, or names and shapes that do not fit.
+            NonFiniteError: NaN or infinity in it.
+        """
+        filled = fill_module(module, Path(path))
+        return cls.from_module(filled, preprocessing, name or type(module).__name__)
+
+    @classmethod
+    def from_detector(
+        cls,
+        detector: nn.Module | str,
+        weights: str | None = None,
+        *,
+        checkpoint: Path | str | None = None,
+        classes: int = 1000,
+        seed: int = 0,
+        preprocessing: Preprocessing | None = None,
+        name: str | None = None,
+        **arguments: Any,
+    ) -> Base:
+        """An SSD's feature extractor with a new linear layer (paper, 5.2); the detector stays as
+        it is. See `patchdeploy.base.detector`.
+
+        Args:
+            detector: a torchvision SSD, or the name of one such as "ssdlite320_mobilenet_v3_large".
+            weights: for a name: "DEFAULT" or "COCO_V1", which torchvision downloads.
+            checkpoint: a state dict of the whole detector, .safetensors or .pt.
+            classes: rows of the new layer; every patch brings a head of its own.
+            seed: of the new layer, and of a named detector without weights.
+            preprocessing: by default what the detector's own transform does.
+            arguments: for torchvision's model function.
+
+        Raises:
+            BaseError: no such detector, or no feature extractor that is known in it.
+            CheckpointError: the checkpoint does not fit.
+        """
+        from patchdeploy.base.detector import classifier_of, preprocessing_of
+
+        if isinstance(detector, str):
+            label = name or f"torchvision/{detector}/features"
+            fixed = {"weights_backbone": None, **arguments}  # by default ImageNet's, a download
+            source, _ = build_torchvision(detector, weights, seed, fixed)
+        elif weights or arguments:
+            given = ", ".join([*(["weights"] if weights else []), *arguments])
+            raise BaseError(
+                f"{given} for a detector that is a module; they are for torchvision's names; load "
+                "them into the module, or give checkpoint"
+            )
+        else:
+            source, label = detector, name or f"{type(detector).__name__}/features"
+        if checkpoint is not None:
+            source = fill_module(source, Path(checkpoint))
+        settings = preprocessing or preprocessing_of(source, label)
+        module = classifier_of(source, classes, settings.input_size, seed, label)
+        return cls.from_module(module, settings, label)
+
+    def with_statistics_of(self, images: ImageDataset, limit: int = 512) -> Base:
+        """A base of the same weights with mu and var measured on up to ``limit`` images.
+
+        For random weights (paper, 5.1): without it their signals vanish, and neither a last layer
+        nor a patch with frozen statistics learns. A patch with ``statistics="reestimated"`` learns
+        without it, as it measures its own.
+
+        Raises:
+            DataError: fewer than 2 images.
+        """
+        from patchdeploy.base.statistics import measure_statistics
+
+        count = min(limit, len(images))
+        chosen = images.subset([k * len(images) // count for k in range(count)])
+        pixels = chosen.at(self.preprocessing.input_size, self.preprocessing)
+        module = measure_statistics(self.module, self.preprocessing, pixels)
+        return Base.from_module(module, self.preprocessing, self.name, self.head_name)
+
+    @classmethod
+    def embedded(cls) -> Base:
+        """The base that ships with patchdeploy: MobileNetV2, trained on Fashion-MNIST.
+
+        Its settings and accuracy are in ``patchdeploy/assets/embedded_base.json``; the float16
+        values of the file, as float32, are the base.
+        """
+        import torchvision
+
+        facts = json.loads(EMBEDDED_FACTS.read_text())
+        state = {key: value.float() for key, value in read_state(EMBEDDED_WEIGHTS).items()}
+        module = torchvision.models.mobilenet_v2(
+            width_mult=facts["width_mult"], num_classes=len(facts["classes"])
+        )
+        missing = module.load_state_dict(state, strict=False).missing_keys
+        if any(not key.endswith("num_batches_tracked") for key in missing):
+            raise CheckpointError(f"{EMBEDDED_WEIGHTS} lacks {missing[0]}; reinstall patchdeploy")
+        settings = Preprocessing.from_json(facts["preprocessing"])
+        return cls.from_module(module, settings, "patchdeploy/embedded")
+
+    @classmethod
+    def from_keras_mobilenet_v2(cls, path: Path | str) -> Base:
+        """A Keras MobileNetV2 (width 1.0) .h5 file; see `patchdeploy.base.keras`."""
+        from patchdeploy.base.keras import read_mobilenet_v2
+
+        module, preprocessing = read_mobilenet_v2(Path(path))
+        return cls.from_module(module, preprocessing, "keras/mobilenet_v2")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or .pt file.
+
+    Raises:
+        CheckpointError: missing, truncated, or no mapping of names to tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+            state = state["state_dict"]
+    except Exception as error:  # each loader has errors of its own; all mean the same here
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); it "
+            "must be a whole .safetensors file or a .pt file of tensors; copy or save it again"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"checkpoint {path} holds a {type(state).__name__}; it must be a state dict, names to "
+            "tensors; save module.state_dict()"
+        )
+    return dict(state)
+
+
+def fill_module(module: nn.Module, path: Path) -> nn.Module:
+    """A copy of ``module`` with the state dict in ``path``.
+
+    Raises:
+        CheckpointError: not readable, or names and shapes that do not fit.
+    """
+    state = read_state(path)
+    filled = copy.deepcopy(module)
+    _check_fit(filled.state_dict(), state, path)
+    filled.load_state_dict(state, strict=False)  # names are checked
+    return filled
+
+
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise unless every value is finite.
+
+    Raises:
+        NonFiniteError: naming the first tensor with NaN or infinity.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise NonFiniteError(
+                f"{name}: tensor {key!r} has {count} values that are NaN or infinite; all must be "
+                "finite; use an earlier checkpoint"
+            )
+
+
+def build_torchvision(
+    name: str, weights: str | None, seed: int, arguments: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """torchvision's network and the member of its weights enum, or None for random weights.
+
+    Raises:
+        BaseError: an unknown name, or the weights cannot be downloaded.
+    """
+    import torchvision
+
+    try:
+        enum = torchvision.models.get_model_weights(name) if weights else None
+        chosen = enum[weights] if weights and enum is not None else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torchvision.models.get_model(name, weights=chosen, **arguments), chosen
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise BaseError(
+            f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
+            "torchvision.models.list_models() and the model's weights enum"
+        ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise BaseError(
+            f"weights {weights!r} of {name!r} cannot be downloaded or read ({error}); they "
+            f"come from the network or from torch's cache, {torch.hub.get_dir()}/checkpoints; "
+            "put the whole file there, or use from_checkpoint"
+        ) from error
+
+
+def _torchvision_preprocessing(name: str, weights: Any) -> Preprocessing:
+    if weights is None:
+        return Preprocessing(input_size=299 if name == "inception_v3" else 224)
+    transform = weights.transforms()
+    crop, resize = transform.crop_size[0], transform.resize_size[0]
+    return Preprocessing(
+        tuple(transform.mean),
+        tuple(transform.std),
+        crop,
+        resize="crop",
+        crop_fraction=crop / resize,
+    )
+
+
+def _after_transform_input(settings: Preprocessing) -> Preprocessing:
+    """``settings`` and torchvision's ``transform_input`` in one.
+
+    transform_input takes x = (u - m) / s to a x + b with a = s0 / 0.5, b = (m0 - 0.5) / 0.5, where
+    m0 and s0 are ImageNet's mean and standard deviation. So mean = m - b s / a, std = s / a.
+    """
+    imagenet = Preprocessing()
+    channels = zip(settings.mean, settings.std, imagenet.mean, imagenet.std, strict=True)
+    std = [round(s * 0.5 / s0, 12) for _, s, _, s0 in channels]
+    channels = zip(settings.mean, std, imagenet.mean, imagenet.std, strict=True)
+    mean = [round(m - (m0 - 0.5) / 0.5 * s, 12) for m, s, m0, _ in channels]
+    return replace(settings, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+
+
+def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    # Batch counters are in no .safetensors of most exporters, and no forward pass reads them.
+    expected, found = (
+        {k: v for k, v in one.items() if not k.endswith("num_batches_tracked")}
+        for one in (expected, found)
+    )
+    wrong = [f"{key} is missing" for key in expected if key not in found]
+    wrong += [f"{key} is not expected" for key in found if key not in expected]
+    wrong += [
+        f"{key} is {list(found[key].shape)}, not {list(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the network: {'; '.join(wrong[:5])}"
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}; use the checkpoint of "
+            "this architecture"
+        )

@@ -1,0 +1,31 @@
+"""A bundle: one base per runtime and a patch per task, in a folder that is never half written.
+
+`manifest` is its table of contents, `reader` opens it, `models` makes stand-alone models of it,
+`writer` creates it, adds and removes tasks.
+"""
+
+from patchdeploy.bundle.writer import (
+    Bundle,
+    add_task,
+    check_request,
+    create_bundle,
+    open_bundle,
+    patched,
+    remove_task,
+    size_report,
+    staged_folder,
+    standalone,
+)
+
+__all__ = [
+    "Bundle",
+    "add_task",
+    "check_request",
+    "create_bundle",
+    "open_bundle",
+    "patched",
+    "remove_task",
+    "size_report",
+    "staged_folder",
+    "standalone",
+]

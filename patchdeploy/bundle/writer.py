@@ -1,0 +1,372 @@
+"""A bundle: one base per runtime and a patch per task, in a folder that is never half written.
+
+In: a `QuantizedBase` and the values of tasks. Out: a folder: ``manifest.json``, ``base.coding``
+(what patches are coded against), ``base.<format>`` with its slot table, ``patches/<task>.pdp``, and
+what no app needs, ``reference/`` and ``float/``. Adding a task writes its patch under a name that
+is not in use and then replaces the manifest, so after any fault the bundle is the old one or the
+new one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdeploy.bundle.manifest import (
+    ConverterEntry,
+    FileEntry,
+    Manifest,
+    TaskEntry,
+    current_version,
+    without_task,
+)
+from patchdeploy.bundle.models import patched, size_report, standalone
+from patchdeploy.bundle.reader import (
+    CODING,
+    MANIFEST,
+    REFERENCE,
+    Bundle,
+    open_bundle,
+    read_manifest,
+)
+from patchdeploy.convert import load_converter
+from patchdeploy.errors import (
+    AlreadyAttachedError,
+    ConfigError,
+    StorageError,
+    UnknownResolutionError,
+    WrongBaseError,
+)
+from patchdeploy.patchfile import check_patch_file
+from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.patchfile.coding import CodingSteps
+from patchdeploy.patchfile.keys import TrustedKeys
+from patchdeploy.patchfile.pack import GoldenInputs, PackedPatch, Release, pack_patch
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile
+from patchdeploy.quantize.model import QuantizedBase, neutral_variant
+from patchdeploy.reference import save_reference
+from patchdeploy.storage import sha256_hex, write_atomic
+
+__all__ = [
+    "Bundle",
+    "add_task",
+    "create_bundle",
+    "open_bundle",
+    "patched",
+    "remove_task",
+    "size_report",
+    "standalone",
+]
+
+_LOCK = ".lock"
+
+
+def create_bundle(
+    path: Path | str,
+    base: QuantizedBase,
+    *,
+    resolutions: Sequence[int],
+    formats: Sequence[str] = ("tflite", "onnx"),
+    float_base_sha256: str | None = None,
+    trusted: TrustedKeys | None = None,
+    table: CodingTable | None = None,
+) -> Bundle:
+    """Write a bundle without tasks: one base file per format, its slots neutral.
+
+    Args:
+        path: a folder that does not exist yet (or is empty).
+        resolutions: sides in pixels; a .tflite gets one signature for each.
+        formats: converter names.
+        float_base_sha256: content hash of the float base; by default the graph's.
+        trusted: keys that must sign the bundle's patches; by default it is a development bundle.
+        table: the base's coding table; by default it is made.
+
+    Raises:
+        ConfigError: no resolution or format, an unknown converter, or ``path`` is in use.
+        StorageError: the disk is full; nothing is left at ``path``.
+    """
+    path = Path(path)
+    chosen = check_request(path, resolutions, formats)
+    files: dict[str, bytes] = {}
+    converters: dict[str, ConverterEntry] = {}
+    variants = {px: neutral_variant(base, px) for px in chosen}
+    for name in formats:
+        converter = load_converter(name)
+        written = converter.write(base, variants)
+        entry = ConverterEntry(f"base{converter.suffix}", f"base{converter.suffix}.slots.json")
+        files[entry.file], files[entry.slots] = written.data, written.table.to_json()
+        converters[name] = entry
+    files[REFERENCE] = save_reference(base)
+    table = table or make_coding_table(base)
+    files[CODING] = table.encoded
+    manifest = Manifest(
+        patchdeploy=current_version(),
+        base_name=base.graph.name,
+        base_sha256=table.sha256,
+        coding=CODING,
+        trusted=trusted,
+        source_sha256=float_base_sha256 or base.graph.base_sha256,
+        preprocessing=base.graph.preprocessing,
+        resolutions=chosen,
+        layout=table.layout,
+        converters=converters,
+        tasks={},
+        files={name: _entry(data, ships=name != REFERENCE) for name, data in files.items()},
+    )
+    _write_folder(path, {**files, MANIFEST: manifest.to_json()})
+    return Bundle(path, manifest)
+
+
+def check_request(
+    path: Path, resolutions: Sequence[int], formats: Sequence[str]
+) -> tuple[int, ...]:
+    """The resolutions sorted, once the place is free and there is something to write.
+
+    Raises:
+        ConfigError: no resolution or format, or ``path`` is in use.
+    """
+    if not resolutions or any(px < 1 for px in resolutions) or not formats:
+        raise ConfigError(
+            f"a bundle at resolutions {list(resolutions)} in formats {list(formats)}; it needs at "
+            "least one of each, in positive pixels; name them"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"{path} is in use; a bundle is written to a folder that does not exist or is empty; "
+            "choose another place or remove it"
+        )
+    return tuple(sorted(set(resolutions)))
+
+
+def _entry(data: bytes, *, ships: bool) -> FileEntry:
+    return FileEntry(sha256_hex(data), len(data), ships)
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files beside ``path`` and rename the folder into place."""
+    with staged_folder(path) as place:
+        place.mkdir()
+        for name, data in files.items():
+            write_atomic(place / name, data)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` that takes its name at the end, or is gone with all it holds.
+
+    Raises:
+        StorageError: the disk is full or not writable; nothing was written.
+    """
+    staging: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield staging / "bundle"
+        (staging / "bundle").replace(path)
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        reason = getattr(cause, "strerror", None) or error
+        raise StorageError(
+            f"cannot write bundle {path}: {reason}; free space or choose another place; nothing "
+            "was written"
+        ) from cause
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def add_task(
+    path: Path | str,
+    patch_file: PatchFile,
+    *,
+    float_files: Mapping[str, bytes] | None = None,
+    replace_existing: bool = False,
+    steps: CodingSteps | None = None,
+    release: Release | None = None,
+    thumbnails: NDArray[np.uint8] | None = None,
+) -> Bundle:
+    """Add one task; the base's files keep their bytes.
+
+    Args:
+        float_files: stand-alone float32 models named ``<task>.<px>.onnx``; they do not ship.
+        replace_existing: put the patch in the place of a task of that name.
+        steps: how coarsely values are coded; by default exactly.
+        release: sequence number, expiry and signers; by default the next number, unsigned.
+        thumbnails: uint8 [n, 8, 8, 3]: makes a self-test that travels with the patch.
+
+    Raises:
+        WrongBaseError: the patch was made for another base.
+        UnknownResolutionError: a resolution that the bundle was not exported with.
+        AlreadyAttachedError: the task is there and ``replace_existing`` is false.
+        PatchRefusedError: the bundle's keys demand other signatures.
+        PatchFileError, HeadCapacityError, ConfigError: see `pack_patch`.
+        StorageError: the disk is full; the bundle is as it was.
+    """
+    path = Path(path)
+    with _locked(path):
+        bundle = open_bundle(path, verify_hashes=False)
+        _check_addition(bundle, patch_file, replace_existing)
+        data = _pack(bundle, patch_file, steps, release, thumbnails).data
+        task, manifest = patch_file.task, bundle.manifest
+        before = manifest.tasks.get(task)
+        new = {_free_path(manifest, "patches", f"{task}.pdp", data): (data, True)}
+        floats: dict[str, str] = {}
+        for name, model in (float_files or {}).items():
+            place = _free_path(manifest, "float", name, model)
+            floats[_float_resolution(task, name)] = place
+            new[place] = (model, False)
+        entry = TaskEntry(
+            file=next(iter(new)),
+            classes=patch_file.classes,
+            resolutions=tuple(sorted(patch_file.values)),
+            metrics=dict(patch_file.metrics),
+            float_files=floats,
+        )
+        if before is not None:
+            manifest = without_task(manifest, task)
+        added = {name: _entry(one, ships=ships) for name, (one, ships) in new.items()}
+        manifest = replace(
+            manifest,
+            patchdeploy=current_version(),
+            tasks={**manifest.tasks, task: entry},
+            files={**manifest.files, **added},
+        )
+        _commit(path, {name: one for name, (one, _) in new.items()}, manifest)
+        if before is not None:
+            _remove_files(path, set(before.paths) - set(new))
+    return Bundle(path, manifest)
+
+
+def _pack(
+    bundle: Bundle,
+    patch_file: PatchFile,
+    steps: CodingSteps | None,
+    release: Release | None,
+    thumbnails: NDArray[np.uint8] | None,
+) -> PackedPatch:
+    before = bundle.manifest.tasks.get(patch_file.task)
+    if release is None:
+        sequence = 1 if before is None else bundle.header(patch_file.task).sequence + 1
+        release = Release(sequence)
+    golden = None if thumbnails is None else GoldenInputs(bundle.reference(), thumbnails)
+    packed = pack_patch(
+        patch_file,
+        bundle.coding_table,
+        bundle.base_files(),
+        steps=steps,
+        release=release,
+        golden=golden,
+    )
+    check_patch_file(packed.data, bundle.policy(patch_file.task))
+    return packed
+
+
+def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: bool) -> None:
+    manifest = bundle.manifest
+    if patch_file.base_sha256 != manifest.base_sha256:
+        raise WrongBaseError(
+            f"patch {patch_file.task!r} was made for base {patch_file.base_sha256}; bundle "
+            f"{bundle.path} holds base {manifest.base_sha256}; export the task over this base"
+        )
+    strangers = sorted(set(patch_file.values) - set(manifest.resolutions))
+    if strangers:
+        raise UnknownResolutionError(
+            f"patch {patch_file.task!r} holds {strangers[0]} px; bundle {bundle.path} was "
+            f"exported at {', '.join(map(str, manifest.resolutions))}; leave that resolution out "
+            "or export the base again with it"
+        )
+    if patch_file.task in manifest.tasks and not replace_existing:
+        raise AlreadyAttachedError(
+            f"task {patch_file.task!r} is in bundle {bundle.path} already; a name stands for one "
+            "task; choose another name, remove the task, or ask to replace it"
+        )
+
+
+def _free_path(manifest: Manifest, folder: str, name: str, data: bytes) -> str:
+    """A path that the manifest does not use: a file in use is never written over."""
+    path = f"{folder}/{name}"
+    if path not in manifest.files:
+        return path
+    stem, _, suffix = name.rpartition(".")
+    return f"{folder}/{stem}.{sha256_hex(data)[:12]}.{suffix}"
+
+
+def _float_resolution(task: str, name: str) -> str:
+    match = re.fullmatch(re.escape(task) + r"\.([1-9][0-9]*)\.onnx", name)
+    if match is None:
+        raise ConfigError(
+            f"float file {name!r} of task {task!r}; its name must be {task}.<pixels>.onnx; "
+            "rename it"
+        )
+    return match[1]
+
+
+def remove_task(path: Path | str, task: str) -> Bundle:
+    """Take one task out; the base's files keep their bytes.
+
+    Raises:
+        UnknownTaskError: no such task.
+        StorageError: the manifest cannot be written; the bundle is as it was.
+    """
+    path = Path(path)
+    with _locked(path):
+        bundle = open_bundle(path, verify_hashes=False)
+        entry = bundle.task(task)
+        manifest = without_task(bundle.manifest, task)
+        _commit(path, {}, manifest)
+        _remove_files(path, set(entry.paths))
+    return Bundle(path, manifest)
+
+
+def _commit(path: Path, new: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Write new files, then the manifest that names them; on a fault take the new files back.
+
+    A fault after the manifest was renamed into place (syncing its folder) leaves the new state.
+    """
+    document = manifest.to_json()
+    try:
+        for name, data in new.items():
+            write_atomic(path / name, data)
+        write_atomic(path / MANIFEST, document)
+    except StorageError:
+        if read_manifest(path) != document:
+            _remove_files(path, set(new))
+        raise
+
+
+def _remove_files(path: Path, names: set[str]) -> None:
+    for name in names:
+        (path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time; the lock goes with the process, whatever ends it."""
+    read_manifest(path)
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, the rename is still atomic
+        yield
+        return
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write bundle {path}: {error.strerror}; a task is added where the folder may "
+            "be written; the bundle is unchanged"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

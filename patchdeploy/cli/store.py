@@ -1,0 +1,225 @@
+"""The commands about a patch store and the server of patches.
+
+In: a store's folder, the bundle of its base, a file or an address. Out: the store as it was or as
+it was to become, and what it holds. ``install``, ``activate``, ``revert``, ``list``, ``clean-up``
+work on a store, ``serve`` offers a folder of patch files to those who install from an address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchdeploy.cli.options import JsonOption, RuntimeOption, errors_console, show_progress
+from patchdeploy.cli.patch import OfBundleOption, read_patch_file
+from patchdeploy.cli.signing import AllowUnsignedOption, TrustedOption, show_time, warn
+from patchdeploy.cli.tables import emit, make_table, show_text
+from patchdeploy.errors import StorageError
+from patchdeploy.patchfile.keys import TrustedKeys
+
+if TYPE_CHECKING:
+    from patchdeploy.store import Installed, Recovery, Store
+
+DOWNLOADS = "downloads"
+"""Folder of a store for downloads that are not finished."""
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", metavar="STORE", help="The folder of the patch store.")
+]
+
+
+def install(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|URL", help="A .pdp file, or http:// or https://.")
+    ],
+    store: StoreOption,
+    bundle: OfBundleOption,
+    trusted: TrustedOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    runtime: RuntimeOption = "litert",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep it in the store; activate it later.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a patch file, keep it in the store, and make it its task's active one."""
+    opened = _open(store, bundle, trusted, allow_unsigned, runtime)
+    fetched: dict[str, Any] | None = None
+    if "://" in source:
+        data, fetched = _download(source, store)
+    else:
+        data = read_patch_file(Path(source))
+    with show_progress("installing"):
+        installed = opened.install(data, activate=not keep)
+    _print_installed(installed, as_json, fetched)
+
+
+def _download(url: str, store: Path) -> tuple[bytes, dict[str, Any]]:
+    from patchdeploy.patchfile.download import download_patch
+
+    try:
+        store.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make store {store}: {error.strerror or error}; the folder that it lies in "
+            "must be there and be writable; correct the path"
+        ) from error
+    with show_progress("downloading"):
+        found = download_patch(url, store / DOWNLOADS)
+    about = {"url": found.url, "bytes": len(found.data), "resumed_bytes": found.resumed_bytes}
+    return found.data, about
+
+
+def activate(
+    sha256: Annotated[
+        str, typer.Argument(metavar="SHA256", help="Of a patch file that list shows.")
+    ],
+    store: StoreOption,
+    bundle: OfBundleOption,
+    trusted: TrustedOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    runtime: RuntimeOption = "litert",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a patch that the store keeps its task's active one."""
+    opened = _open(store, bundle, trusted, allow_unsigned, runtime)
+    with show_progress("activating"):
+        installed = opened.activate(sha256)
+    _print_installed(installed, as_json)
+
+
+def revert(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Which task.")],
+    store: StoreOption,
+    bundle: OfBundleOption,
+    trusted: TrustedOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    runtime: RuntimeOption = "litert",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the patch before a task's active one active again; one step back, never further."""
+    opened = _open(store, bundle, trusted, allow_unsigned, runtime)
+    with show_progress("reverting"):
+        installed = opened.revert(task)
+    _print_installed(installed, as_json)
+
+
+def list_(
+    store: StoreOption,
+    bundle: OfBundleOption,
+    trusted: TrustedOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    runtime: RuntimeOption = "litert",
+    as_json: JsonOption = False,
+) -> None:
+    """Show every patch of a store: task, sequence number, whether it is active."""
+    entries = _open(store, bundle, trusted, allow_unsigned, runtime).list()
+    rows = [
+        [
+            one.task or "?",
+            "" if one.sequence is None else str(one.sequence),
+            one.status,
+            "" if one.file_bytes is None else f"{one.file_bytes:,}",
+            "" if one.expires is None else show_time(one.expires),
+            one.sha256,
+            show_text(one.problem or ""),
+        ]
+        for one in entries
+    ]
+    columns = ["task", "sequence", "status", "bytes", "expires", "SHA-256", "problem"]
+    table = make_table(f"Patches in {store}", columns, rows, text=(0, 2, 4, 5, 6))
+    emit(as_json, {"store": str(store), "patches": [asdict(one) for one in entries]}, table)
+
+
+def clean_up(
+    store: StoreOption,
+    bundle: OfBundleOption,
+    trusted: TrustedOption = None,
+    allow_unsigned: AllowUnsignedOption = False,
+    runtime: RuntimeOption = "litert",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove from a store what is neither active nor previous, and what a crash has left."""
+    removed = _open(store, bundle, trusted, allow_unsigned, runtime).clean_up()
+    removed += _remove_downloads(store / DOWNLOADS)
+    rows = [[name] for name in removed]
+    document = {"store": str(store), "removed": list(removed)}
+    emit(as_json, document, make_table(f"Removed from {store}", ["file"], rows))
+
+
+def _remove_downloads(folder: Path) -> tuple[str, ...]:
+    """The names of downloads that nobody goes on with any more."""
+    from patchdeploy.patchfile.partial import remove_partials
+
+    return tuple(f"{DOWNLOADS}/{name}" for name in remove_partials(folder))
+
+
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder with .pdp files in it.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; this machine alone by default.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: one that is free.")] = 8117,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a folder of patch files over HTTP, with index.json, until Ctrl-C."""
+    from patchdeploy.patchfile.server import INDEX, serve_folder
+
+    def ready(url: str) -> None:
+        document = {"folder": str(folder), "url": url, "index": f"{url}/{INDEX}"}
+        if as_json:
+            emit(True, document)
+        else:
+            errors_console.print(f"serving {folder} at {url}/{INDEX}", markup=False)
+
+    serve_folder(folder, host, port, ready)
+
+
+def _open(
+    store: Path, bundle: Path, trusted: Path | None, allow_unsigned: bool, runtime: str
+) -> Store:
+    from patchdeploy.bundle import open_bundle
+    from patchdeploy.runtime.bundle_store import open_store
+
+    return open_store(
+        store,
+        open_bundle(bundle, verify_hashes=False),
+        runtime,
+        trusted=None if trusted is None else TrustedKeys.load(trusted),
+        allow_unsigned=allow_unsigned,
+    )
+
+
+def _print_installed(
+    installed: Installed, as_json: bool, fetched: dict[str, Any] | None = None
+) -> None:
+    if installed.recovery is not None:
+        _warn_recovery(installed.recovery)
+    document = asdict(installed) | {"download": fetched}
+    rows = [
+        ["task", installed.task],
+        ["sequence", str(installed.sequence)],
+        ["SHA-256", installed.sha256],
+        ["changed", "yes" if installed.changed else "no: it was so already"],
+    ]
+    if fetched is not None:
+        from_before = f", {fetched['resumed_bytes']:,} of them by an earlier download"
+        text = f"{fetched['bytes']:,} bytes{from_before if fetched['resumed_bytes'] else ''}"
+        rows.append([fetched["url"], text])
+    emit(as_json, document, make_table("Patch store", ["", ""], rows, text=(0, 1)))
+
+
+def _warn_recovery(found: Recovery) -> None:
+    active = ", ".join(f"{task} {sha256[:16]}" for task, sha256 in sorted(found.active.items()))
+    refused = "".join(f"; left out {name}: {why}" for name, why in sorted(found.refused.items()))
+    warn(
+        show_text(
+            f"STATE of the store was rebuilt from its patches ({found.reason}); active now: "
+            f"{active or 'none'}{refused}"
+        )
+    )

@@ -1,0 +1,249 @@
+"""A base's torch module -> the neutral graph, by rules for operators, not for models.
+
+In: a `Base` (module in eval mode, preprocessing, content hash). Out: a `graph.Graph` that
+serves every resolution. `torch.export` traces the module once; `lower.rules` says what each
+ATen operator means; `lower.passes` merges paddings, normalisations and activations into the
+convolutions. An operator without a rule is named with its module path.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from patchdeploy.errors import BaseError, UnsupportedOperatorError
+from patchdeploy.graph import Conv2d, FloatArray, Graph, Operator
+from patchdeploy.lower.builder import Builder, Call, Parameter, Value
+from patchdeploy.lower.passes import RawGraph, simplify
+from patchdeploy.lower.rules import NEAREST, RULES, SUPPORTED, VIEWS
+
+if TYPE_CHECKING:
+    from patchdeploy.base import Base
+
+IMAGE = "image"
+"""Name of the graph's input value."""
+
+EXAMPLE_BATCH = 2
+"""Not 1: a squeeze() without dimensions would drop the batch."""
+
+
+def lower_base(base: Base, example_px: int | None = None, exact_border: bool = False) -> Graph:
+    """Lower ``base`` to a graph.
+
+    Args:
+        base: the network; its module must be in eval mode.
+        example_px: side of the example image; the base's input size unless given. It matters
+            only to networks that flatten a map (VGG): these serve that resolution alone.
+        exact_border: put a 1x1 identity convolution after the input, so that normalisation is
+            exact also where the first convolution pads with zeros (see `fold.fold_patch`).
+
+    Raises:
+        UnsupportedOperatorError: an operator, or a setting of one, that has no rule.
+        BaseError: the network's output is not class scores, or its head is not a convolution.
+    """
+    program = _export(base, example_px or base.preprocessing.input_size)
+    raw = simplify(_walk(program, base), exact_border)
+    operators: tuple[Operator, ...] = tuple(o for o in raw.operators if isinstance(o, Operator))
+    assert len(operators) == len(raw.operators)
+    if not any(isinstance(o, Conv2d) and o.name == base.head_name for o in operators):
+        raise BaseError(
+            f"base {base.name!r} names {base.head_name!r} as its last layer, which is no "
+            "convolution or linear layer of the lowered network; correct head_name"
+        )
+    return Graph(
+        name=base.name,
+        base_sha256=base.sha256,
+        preprocessing=raw.preprocessing,
+        input=raw.input,
+        output=raw.output,
+        head=base.head_name,
+        operators=operators,
+        channels=dict(raw.channels),
+        parameters=dict(raw.parameters),
+        fixed_maps=dict(raw.fixed_maps),
+    )
+
+
+def _export(base: Base, example_px: int) -> torch.export.ExportedProgram:
+    device = next((p.device for p in base.module.parameters()), torch.device("cpu"))
+    example = torch.zeros(EXAMPLE_BATCH, 3, example_px, example_px, device=device)
+    try:
+        with torch.no_grad():
+            return torch.export.export(base.module, (example,))
+    except Exception as error:  # torch.export raises many unrelated types
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        raise UnsupportedOperatorError(
+            f"base {base.name!r} cannot be traced at {example_px} px "
+            f"({type(error).__name__}: {first_line}); lowering needs a module that torch.export "
+            "takes, without control flow on tensor values; rewrite its forward"
+        ) from error
+
+
+def _walk(program: torch.export.ExportedProgram, base: Base) -> RawGraph:
+    """Apply a rule to every call that the output depends on."""
+    nodes = list(program.graph.nodes)
+    _refuse_hidden_writes(nodes)
+    wanted = _needed(nodes)
+    paths = {key.rpartition(".")[0] for key in program.state_dict}
+    builder = Builder(reserved=frozenset(paths), used={IMAGE})
+    builder.channels[IMAGE] = 3
+    results: dict[torch.fx.Node, Any] = {}
+    tensors = _parameters(program)
+    for node in nodes:
+        if node.op == "placeholder" and node in wanted:
+            if node.name in tensors:
+                results[node] = tensors[node.name]
+            else:
+                side = node.meta["val"].shape[-1]
+                results[node] = Value(IMAGE, np.arange(3, dtype=np.int64), side, side)
+        elif node.op == "call_function" and node in wanted:
+            call = _call(node, results)
+            rule = RULES.get(_rule_name(node))
+            if rule is None:
+                nearest = NEAREST.get(_rule_name(node).lstrip("_"), SUPPORTED)
+                raise call.refuse("no lowering rule for this operator", nearest)
+            results[node] = rule(builder, call)
+    output = _output(nodes[-1], results, base)
+    return RawGraph(
+        IMAGE,
+        builder.read(output),
+        tuple(builder.operators),
+        builder.channels,
+        builder.parameters,
+        base.preprocessing,
+        builder.fixed_maps,
+    )
+
+
+def _parameters(program: torch.export.ExportedProgram) -> dict[str, Parameter]:
+    """Placeholder name -> the base's tensor behind it."""
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.target is not None and hasattr(spec.arg, "name"):
+            tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
+            if isinstance(tensor, torch.Tensor):
+                found[spec.arg.name] = Parameter(spec.target, _to_numpy(tensor))
+    return found
+
+
+def _to_numpy(tensor: torch.Tensor) -> FloatArray:
+    return np.array(tensor.detach().cpu().float().numpy(), np.float32)
+
+
+def _rule_name(node: torch.fx.Node) -> str:
+    """The operator's name without namespace, overload and in-place underscore."""
+    if node.target is operator.getitem:
+        return "getitem"
+    name = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
+    return name.removesuffix("_")
+
+
+def _is_in_place(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and str(node.target).split(".")[1:2] != [_rule_name(node)]
+
+
+def _refuse_hidden_writes(nodes: list[torch.fx.Node]) -> None:
+    """An in-place call is lowered as out-of-place; see that nothing could tell.
+
+    The export lets later code that reads the written tensor read the call's result, but not
+    code that reads the same memory through another tensor.
+
+    Raises:
+        UnsupportedOperatorError: memory is written that is read later under another name.
+    """
+    position = {node: k for k, node in enumerate(nodes)}
+    for node in nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not _is_in_place(node):
+            continue
+        target = node.all_input_nodes[0]
+        for alias in _aliases(target, node):
+            if any(position[user] > position[node] for user in alias.users):
+                raise _place(node).refuse(
+                    f"it writes into {target.name!r}, whose memory is read later as {alias.name!r}",
+                    f"{_rule_name(node)} that is not in place",
+                )
+
+
+def _aliases(target: torch.fx.Node, writer: torch.fx.Node) -> list[torch.fx.Node]:
+    """The nodes that share memory with ``target``, itself included, its ``writer`` not."""
+    root, chain = target, [target]
+    while root.op == "call_function" and _rule_name(root) in VIEWS:
+        root = root.all_input_nodes[0]
+        chain.append(root)
+    family: list[torch.fx.Node] = []
+    frontier = [root]
+    while frontier:
+        node = frontier.pop()
+        family.append(node)
+        for user in node.users:
+            is_view = user.op == "call_function" and _rule_name(user) in VIEWS
+            other_part = _rule_name(user) == "getitem" and user not in chain and node in chain[1:]
+            if is_view and not other_part and user is not writer:
+                frontier.append(user)
+    return family
+
+
+def _needed(nodes: list[torch.fx.Node]) -> set[torch.fx.Node]:
+    """The nodes that the output depends on."""
+    needed = {nodes[-1]}
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return needed
+
+
+def _place(node: torch.fx.Node) -> Call:
+    """A call without its arguments: enough for a message."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path, module = stack[-1] if stack else ("", "")
+    kind = module if isinstance(module, str) else getattr(module, "__name__", "")
+    shape = tuple(getattr(node.meta.get("val"), "shape", ()))
+    return Call(str(node.target), path, kind.rpartition(".")[2], {}, shape)
+
+
+def _call(node: torch.fx.Node, results: Mapping[torch.fx.Node, Any]) -> Call:
+    """The call with arguments by name, nodes replaced by what they stand for."""
+    place = _place(node)
+    if node.target is operator.getitem:
+        names: list[tuple[str, Any]] = [("self", None), ("index", None)]
+    else:
+        schema = getattr(node.target, "_schema", None)
+        names = (
+            []
+            if schema is None
+            else [
+                (a.name, a.default_value if a.has_default_value() else None)
+                for a in schema.arguments
+            ]
+        )
+    arguments: dict[str, Any] = dict(names)
+    arguments |= {name: value for (name, _), value in zip(names, node.args, strict=False)}
+    arguments |= node.kwargs
+    resolved = {
+        name: torch.fx.node.map_arg(value, lambda n: results[n])
+        for name, value in arguments.items()
+    }
+    return Call(place.target, place.path, place.module, resolved, place.shape)
+
+
+def _output(node: torch.fx.Node, results: Mapping[torch.fx.Node, Any], base: Base) -> Value:
+    """The one value that the network returns.
+
+    Raises:
+        BaseError: it returns several, or a map instead of scores.
+    """
+    outputs = [results.get(n) for n in node.all_input_nodes]
+    value = outputs[0] if len(outputs) == 1 else None
+    if not isinstance(value, Value) or (value.height, value.width) != (1, 1):
+        found = f"{len(outputs)} tensors"
+        if isinstance(value, Value):
+            found = f"a map of {value.height}x{value.width} with {value.channels} channels"
+        raise BaseError(
+            f"base {base.name!r} returns {found}; a base returns one tensor of class scores "
+            "[N, classes]; wrap it in a module that does"
+        )
+    return value

@@ -1,0 +1,39 @@
+"""The patch file (``.pdp``): one small signed file per task, for every runtime.
+
+In: a task's slot values. Out: bytes, and back values that may be used. This name gathers the
+container, which needs no base: build, sign, verify. In the order of the flow: `header` with
+`json` (its canonical text), `keys` (Ed25519), `container` (checks 1 to 6); `values` and `table` (a
+task, and what it is coded against: `base` makes it), `coding` (the frozen formulas), `encode`,
+`probe` and `steps` (how coarsely), `parts`, `golden` (the self-test) and `payload` (check 7 and 8);
+`pack` (all together); `server`, `partial`, `download`.
+"""
+
+from patchdeploy.patchfile.container import (
+    ENTRY_BYTES,
+    MAX_FILE_BYTES,
+    PREFIX_BYTES,
+    CheckedPatch,
+    Container,
+    Policy,
+    add_signature,
+    build_patch,
+    check_patch_file,
+    check_signatures,
+    read_container,
+    signed_message,
+)
+
+__all__ = [
+    "ENTRY_BYTES",
+    "MAX_FILE_BYTES",
+    "PREFIX_BYTES",
+    "CheckedPatch",
+    "Container",
+    "Policy",
+    "add_signature",
+    "build_patch",
+    "check_patch_file",
+    "check_signatures",
+    "read_container",
+    "signed_message",
+]

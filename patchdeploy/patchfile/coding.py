@@ -1,0 +1,363 @@
+"""Slot values as whole numbers of steps away from the base, and back to the very same bits.
+
+In: the flat slot values of every resolution and a `CodingTable`. Out: `PatchCodes`, integers that
+code small, and from them the decoded values, equal bit for bit in every language: integers, and
+float64 operations of IEEE 754 that are each rounded on their own, in the order written here.
+
+With n the coded integer of a row, t and e the steps of its convolution, T[i] = `RATIOS` [i]:
+
+    weight_scale = float32((scale * T[(n << t) & 255]) * 2^((n << t) >> 8))
+    bias         = rint(((beta + n_b * 2^e) + slope * weight_scale) / (x_scale * weight_scale))
+
+scale, beta and slope are the coding table's, x_scale the decoded scale of the activation that the
+convolution reads; rint rounds half to even. What training moved is coded (the scale's logarithm
+in steps of 2^t / 256 octave, the shift in steps of 2^e); what folding makes of it is derived. A
+convolution may instead be coded exactly: t = `EXACT_SCALES` adds n to the scale's bit pattern,
+e = `EXACT_BIASES` makes n_b the bias itself. At a further resolution n and n_b are differences to
+those of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdeploy.errors import PatchRefusedError
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import (
+    MASKED_BIAS,
+    masked_scale,
+    padding_rows,
+)
+from patchdeploy.slots import PatchValues
+
+UNITS = 256
+"""Units of a scale's logarithm in one octave; a step is 2^t of them."""
+MAX_SCALE_STEP = 12
+EXACT_SCALES = 255
+MIN_BIAS_STEP, MAX_BIAS_STEP = -126, 127
+EXACT_BIASES = -128
+ACTIVATION_BITS = 0x3D000000
+"""Bit pattern that the activation scales of the first resolution are coded against: 2^-5."""
+ZERO_POINT = -128
+MULTIPLIER_MIN, MULTIPLIER_MAX = 2.0**-32, 2.0**8
+"""What runtimes take for x_scale * weight_scale / y_scale: at least, and below."""
+INT32_MAX = 2**31 - 1
+NAN_BITS = 0x7FC00000
+MAX_CODE = 2**33
+"""Codes beyond it cannot come of float32 and int32 values."""
+
+Int64Array = NDArray[np.int64]
+
+_ROOTS = tuple(
+    float.fromhex(text)
+    for text in (
+        "0x1.00b1afa5abcbfp+0",
+        "0x1.0163da9fb3335p+0",
+        "0x1.02c9a3e778061p+0",
+        "0x1.059b0d3158574p+0",
+        "0x1.0b5586cf9890fp+0",
+        "0x1.172b83c7d517bp+0",
+        "0x1.306fe0a31b715p+0",
+        "0x1.6a09e667f3bcdp+0",
+    )
+)
+"""2^(2^b / 256) for b = 0..7, each the nearest float64."""
+
+
+def _make_ratios() -> NDArray[np.float64]:
+    """T[0] = 1; T[i] = T[i - 2^b] * root[b] with b the highest bit of i, rounded each time."""
+    ratios = np.ones(UNITS)
+    for bit, root in enumerate(_ROOTS):
+        ratios[1 << bit : 2 << bit] = ratios[: 1 << bit] * root
+    return ratios
+
+
+RATIOS = _make_ratios()
+"""float64 [256]: 2^(i / 256) up to 8 roundings; decoding uses these very bits."""
+
+
+@dataclass(frozen=True)
+class CodingSteps:
+    """How coarsely each convolution is coded, in graph order.
+
+    Attributes:
+        scale: t in 0..12, or `EXACT_SCALES`; the step is 2^t / 256 octave.
+        bias: e in -126..127, or `EXACT_BIASES`; the step is 2^e of the layer's own output.
+    """
+
+    scale: tuple[int, ...]
+    bias: tuple[int, ...]
+
+
+def exact_steps(table: CodingTable) -> CodingSteps:
+    """Every value coded exactly: decoding gives the very values that were encoded."""
+    count = len(table.convs)
+    return CodingSteps((EXACT_SCALES,) * count, (EXACT_BIASES,) * count)
+
+
+def check_steps(steps: CodingSteps, table: CodingTable) -> None:
+    """Check that there is a known step for every convolution.
+
+    Raises:
+        PatchRefusedError: code "values".
+    """
+    count = len(table.convs)
+    if (len(steps.scale), len(steps.bias)) != (count, count):
+        found = (len(steps.scale), len(steps.bias))
+        raise _refuse_steps(f"{count} of scales and {count} of biases", found)
+    for index, (t, e) in enumerate(zip(steps.scale, steps.bias, strict=True)):
+        if not 0 <= t <= MAX_SCALE_STEP and t != EXACT_SCALES:
+            raise _refuse_steps(f"0 to {MAX_SCALE_STEP} or {EXACT_SCALES}", (index, t))
+        if not MIN_BIAS_STEP <= e <= MAX_BIAS_STEP and e != EXACT_BIASES:
+            expected = f"{MIN_BIAS_STEP} to {MAX_BIAS_STEP} or {EXACT_BIASES}"
+            raise _refuse_steps(expected, (index, e))
+
+
+def _refuse_steps(expected: str, got: object) -> PatchRefusedError:
+    return PatchRefusedError(
+        "values", "steps", expected, str(got), "pack the task again with its base"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ResolutionCodes:
+    """One resolution; at a further one, differences to the first (kernels: modulo 256).
+
+    Attributes:
+        scales, biases: int64 [rows less the head's spare ones].
+        activation_scales: int64 [sites], differences of bit patterns.
+        zero_points: uint8 [sites], modulo 256.
+        kernels: uint8 [elements less the head's], modulo 256.
+        head: uint8 [classes * head_row_elements], modulo 256.
+    """
+
+    scales: Int64Array
+    biases: Int64Array
+    activation_scales: Int64Array
+    zero_points: NDArray[np.uint8]
+    kernels: NDArray[np.uint8]
+    head: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchCodes:
+    """All resolutions, in the order of the file; the first is coded against the base."""
+
+    steps: CodingSteps
+    classes: int
+    resolutions: Mapping[int, ResolutionCodes]
+
+
+def decode_values(
+    codes: PatchCodes, table: CodingTable, resolution: int | None = None
+) -> dict[int, PatchValues]:
+    """The slot values of every resolution (or of one), every one inside what runtimes take.
+
+    Raises:
+        PatchRefusedError: code "values", naming the resolution and the first bad value.
+    """
+    rows = CodedRows.of(table, codes.classes)
+    decoded: dict[int, PatchValues] = {}
+    first: ResolutionCodes | None = None
+    for px, one in codes.resolutions.items():
+        plain = one if first is None else combine(np.add, one, first)
+        first = first or plain
+        if resolution in (None, px):
+            decoded[px] = _decode_plain(px, plain, codes, table, rows)
+    return decoded
+
+
+def combine(
+    operation: Callable[..., Any], one: ResolutionCodes, first: ResolutionCodes
+) -> ResolutionCodes:
+    """Field by field; uint8 wraps, int64 codes are far from their ends."""
+    names = [each.name for each in fields(ResolutionCodes)]
+    return ResolutionCodes(
+        **{name: operation(getattr(one, name), getattr(first, name)) for name in names}
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CodedRows:
+    """What coding reads at each row that a file holds: all but the head's spare ones.
+
+    Attributes:
+        conv: intp [n], index of the row's convolution; x, y: of its activation sites.
+        scale, beta, slope: float64 [n], the table's.
+        limit: float64 [n], the greatest bias beside which no int8 kernel can overflow.
+        spare: slice of the flat arrays that `masked_scale` fills.
+    """
+
+    conv: NDArray[np.intp]
+    x: NDArray[np.intp]
+    y: NDArray[np.intp]
+    scale: NDArray[np.float64]
+    beta: NDArray[np.float64]
+    slope: NDArray[np.float64]
+    limit: NDArray[np.float64]
+    spare: slice
+
+    @classmethod
+    def of(cls, table: CodingTable, classes: int) -> CodedRows:
+        spare, _ = padding_rows(classes, table.layout)
+        conv = np.delete(table.row_conv, spare)
+        taps = np.array([one.taps for one in table.convs])
+        limit = np.maximum(INT32_MAX - 255 * 127 * taps, 1 << 24)
+        return cls(
+            conv=conv,
+            x=np.array([one.x_index for one in table.convs], np.intp)[conv],
+            y=np.array([one.y_index for one in table.convs], np.intp)[conv],
+            scale=np.delete(table.scale, spare).astype(np.float64),
+            beta=np.delete(table.beta, spare).astype(np.float64),
+            slope=np.delete(table.slope, spare).astype(np.float64),
+            limit=limit[conv].astype(np.float64),
+            spare=spare,
+        )
+
+
+def _decode_plain(
+    px: int, plain: ResolutionCodes, codes: PatchCodes, table: CodingTable, rows: CodedRows
+) -> PatchValues:
+    activation_scale = _from_bits(ACTIVATION_BITS + plain.activation_scales)
+    check_scales(px, "activation_scale", activation_scale)
+    scale = scales_from(plain.scales, codes.steps, rows)
+    check_scales(px, "weight_scale", scale)
+    _check_multipliers(px, scale, activation_scale, rows)
+    units = bias_units(plain.biases, scale, activation_scale, codes.steps, rows)
+    bias = _check_biases(px, units)
+    layout = table.layout
+    x, y = activation_scale[[layout.head_input, layout.head_output]]
+    wide = _widen(scale, rows.spare, masked_scale(x, y))
+    check_scales(px, "weight_scale", wide)
+    return PatchValues(
+        weight_scale=wide,
+        bias=_widen(bias, rows.spare, np.int32(MASKED_BIAS)),
+        activation_scale=activation_scale,
+        activation_zero_point=(plain.zero_points + np.uint8(ZERO_POINT & 255)).view(np.int8),
+        weights=_decode_weights(px, plain, codes.classes, table),
+    )
+
+
+def scales_from(codes: Int64Array, steps: CodingSteps, rows: CodedRows) -> NDArray[np.float32]:
+    """weight_scale float32 [n], whatever comes of the codes."""
+    t = np.array(steps.scale)[rows.conv]
+    exact = t == EXACT_SCALES
+    units = codes << np.where(exact, 0, t)
+    with np.errstate(over="ignore", under="ignore"):  # check_scales refuses what comes of it
+        exponent = np.clip(units >> 8, -400, 400).astype(np.int32)
+        scale = np.ldexp(rows.scale * RATIOS[units & 255], exponent).astype(np.float32)
+    if exact.any():
+        bits = bits_of(rows.scale.astype(np.float32))
+        scale = np.where(exact, _from_bits(bits + units), scale)
+    return np.asarray(scale, np.float32)
+
+
+def bias_units(
+    codes: Int64Array,
+    scale: NDArray[np.float32],
+    activation_scale: NDArray[np.float32],
+    steps: CodingSteps,
+    rows: CodedRows,
+) -> NDArray[np.float64]:
+    """The bias before it is an int32, float64 [n]; the formula and its order are the module's."""
+    wide = scale.astype(np.float64)
+    e = np.array(steps.bias)[rows.conv]
+    exact = e == EXACT_BIASES
+    beta = rows.beta + np.ldexp(codes.astype(np.float64), np.where(exact, 0, e))
+    product = rows.slope * wide
+    unit = activation_scale.astype(np.float64)[rows.x] * wide
+    return np.where(exact, codes.astype(np.float64), np.rint((beta + product) / unit))
+
+
+def _check_biases(px: int, units: NDArray[np.float64]) -> NDArray[np.int32]:
+    bad = ~(np.abs(units) <= INT32_MAX)
+    if bad.any():
+        k = int(np.argmax(bad))
+        raise refuse_value(px, f"bias[{k}]", "an integer of at most 31 bits", units[k])
+    return units.astype(np.int32)
+
+
+def _decode_weights(
+    px: int, plain: ResolutionCodes, classes: int, table: CodingTable
+) -> NDArray[np.int8]:
+    layout = table.layout
+    first = layout.head_element
+    _, padding = padding_rows(classes, layout)
+    weights = np.zeros(layout.elements, np.int8)
+    reference = table.kernels.view(np.uint8)
+    bytes_ = weights.view(np.uint8)
+    bytes_[:first] = plain.kernels[:first] + reference[:first]
+    bytes_[first : padding.start] = plain.head
+    bytes_[padding.stop :] = plain.kernels[first:] + reference[padding.stop :]
+    if weights.size and weights.min() < -127:
+        raise refuse_value(px, f"weights[{int(weights.argmin())}]", "an int8 in [-127, 127]", -128)
+    return weights
+
+
+def _check_multipliers(
+    px: int,
+    scale: NDArray[np.float32],
+    activation_scale: NDArray[np.float32],
+    rows: CodedRows,
+) -> None:
+    """Check x_scale * weight_scale / y_scale of every coded row.
+
+    Raises:
+        PatchRefusedError: code "values": a runtime would refuse the model.
+    """
+    multiplier = multipliers(scale, activation_scale, rows)
+    bad = (multiplier < MULTIPLIER_MIN) | (multiplier >= MULTIPLIER_MAX)
+    if bad.any():
+        k = int(np.argmax(bad))
+        raise refuse_value(
+            px, f"x_scale * weight_scale[{k}] / y_scale", "in [2^-32, 2^8)", multiplier[k]
+        )
+
+
+def multipliers(
+    scale: NDArray[np.float32], activation_scale: NDArray[np.float32], rows: CodedRows
+) -> NDArray[np.float64]:
+    wide = activation_scale.astype(np.float64)
+    ratio: NDArray[np.float64] = wide[rows.x] * scale.astype(np.float64) / wide[rows.y]
+    return ratio
+
+
+def check_scales(px: int, name: str, scales: NDArray[np.float32]) -> None:
+    """Check that scales are finite, positive and normal.
+
+    Raises:
+        PatchRefusedError: code "values", naming the first that is not.
+    """
+    good = np.isfinite(scales) & (scales >= np.finfo(np.float32).tiny)
+    if not good.all():
+        k = int(np.argmin(good))
+        raise refuse_value(px, f"{name}[{k}]", "a finite, positive, normal float32", scales[k])
+
+
+def bits_of(value: NDArray[np.float32]) -> Int64Array:
+    """The bit patterns of positive float32 values, int64."""
+    return np.ascontiguousarray(value).view(np.int32).astype(np.int64)
+
+
+def _from_bits(bits: Int64Array) -> NDArray[np.float32]:
+    """The inverse of `bits_of`; a pattern outside 0..2^31 - 1 gives NaN, which checks refuse."""
+    inside = (bits >= 0) & (bits <= INT32_MAX)
+    return np.where(inside, bits, NAN_BITS).astype(np.int32).view(np.float32)
+
+
+def _widen(stored: NDArray[Any], run: slice, value: Any) -> NDArray[Any]:
+    """``stored`` with ``value`` put in at the places of ``run``."""
+    wide = np.empty(len(stored) + run.stop - run.start, stored.dtype)
+    wide[: run.start], wide[run], wide[run.stop :] = stored[: run.start], value, stored[run.start :]
+    return wide
+
+
+def refuse_value(px: int, field: str, expected: str, got: object) -> PatchRefusedError:
+    return PatchRefusedError(
+        "values", f"{px} px {field}", expected, str(got), "pack the task again with its base"
+    )

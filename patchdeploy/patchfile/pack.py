@@ -1,0 +1,222 @@
+"""From slot values to a patch file that can be signed, and back to values that may be used.
+
+In: a task's values, the base's coding table and base files. Out: a `PackedPatch`: the bytes, and
+the patch as its readers will decode it. Its header holds the SHA-256 of every model that comes of
+it, so that an app can prove what it is about to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from patchdeploy.errors import PatchRefusedError, WrongBaseError
+from patchdeploy.patchfile.coding import CodingSteps, exact_steps
+from patchdeploy.patchfile.container import (
+    CheckedPatch,
+    Policy,
+    add_signature,
+    build_patch,
+    check_patch_file,
+)
+from patchdeploy.patchfile.golden import SIDE, Golden, enlarge
+from patchdeploy.patchfile.header import ENGINE_VERSION, PatchHeader
+from patchdeploy.patchfile.keys import SigningKey
+from patchdeploy.patchfile.payload import all_sites, decode_payload, encode_payload
+from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.patchfile.values import PatchFile
+from patchdeploy.quantize.arithmetic import Arithmetic
+from patchdeploy.quantize.executor import run_integer
+from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
+from patchdeploy.slots import PatchValues, SlotTable, overlay
+from patchdeploy.storage import sha256_hex
+
+TOLERANCE_LSB = 8
+"""Of the head's output: what a runtime with its own rounding may differ in the self-test. Those
+that this project measured on x86-64 differ by 0."""
+
+ARITHMETIC: dict[str, Arithmetic] = {"tflite": "xnnpack", "onnx": "mlas"}
+"""Whose sums, products and means a format's runtime computes with."""
+
+BaseFiles = Mapping[str, tuple[bytes, SlotTable]]
+"""By converter name: a base file and its slot table."""
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A private key and its place among the readers' trusted keys."""
+
+    key: SigningKey
+    index: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a patch file says about itself.
+
+    Attributes:
+        sequence: greater for a newer patch of the same task, from 1.
+        expires: Unix seconds from which on it is not installed; 0: never.
+        signers: who signs it; nobody: a development file.
+    """
+
+    sequence: int = 1
+    expires: int = 0
+    signers: tuple[Signer, ...] = ()
+
+
+@dataclass(frozen=True)
+class PackedPatch:
+    """A patch file.
+
+    Attributes:
+        data: its bytes.
+        header: as in the bytes.
+        patch: with the DECODED values: what accuracy is to be measured on.
+        part_bytes: of the payload, by part.
+    """
+
+    data: bytes
+    header: PatchHeader
+    patch: PatchFile
+    part_bytes: Mapping[str, int]
+
+
+def pack_patch(
+    patch: PatchFile,
+    table: CodingTable,
+    bases: BaseFiles,
+    *,
+    steps: CodingSteps | None = None,
+    release: Release | None = None,
+    golden: GoldenInputs | None = None,
+) -> PackedPatch:
+    """Code ``patch`` and wrap it; the same arguments give the same bytes.
+
+    Args:
+        bases: every runtime that the patch is for.
+        steps: by default every value is coded exactly.
+        golden: what the self-test is made from; by default there is none.
+
+    Raises:
+        WrongBaseError: the values were made for another base.
+        PatchFileError, HeadCapacityError, ConfigError: see `encode_payload`.
+    """
+    if patch.base_sha256 != table.sha256:
+        raise WrongBaseError(
+            f"patch {patch.task!r} was made for base {patch.base_sha256}; the coding table is of "
+            f"base {table.sha256}; export the task over this base"
+        )
+    release = release or Release()
+    make_golden = None if golden is None else partial(golden.score, runtimes=tuple(bases))
+    coded = encode_payload(patch, table, steps or exact_steps(table), tuple(bases), make_golden)
+    sides = sorted(patch.values, reverse=True)
+    header = PatchHeader(
+        task=patch.task,
+        base_sha256=table.sha256,
+        base_bytes=table.length_bytes,
+        classes=len(patch.classes),
+        engine=ENGINE_VERSION,
+        expires=release.expires,
+        payload_sha256=sha256_hex(coded.payload),
+        payload_bytes=len(coded.payload),
+        resolutions=tuple(sides),
+        results={
+            name: {px: result_sha256(coded.patch.values[px], px, *base) for px in sides}
+            for name, base in bases.items()
+        },
+        sequence=release.sequence,
+        sites=all_sites(table),
+    )
+    data = build_patch(header, coded.payload)
+    for signer in release.signers:
+        data = add_signature(data, signer.key, signer.index)
+    return PackedPatch(data, header, coded.patch, coded.part_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenInputs:
+    """What a self-test is made from.
+
+    Attributes:
+        base: its executor gives the scores.
+        thumbnails: uint8 RGB [n, 8, 8, 3], of real images.
+        tolerance_lsb: see `Golden`.
+    """
+
+    base: QuantizedBase
+    thumbnails: NDArray[np.uint8]
+    tolerance_lsb: int = TOLERANCE_LSB
+
+    def score(self, patch: PatchFile, runtimes: Sequence[str]) -> Golden:
+        """The self-test of ``patch``, whose values are the decoded ones."""
+        scores = {
+            name: {px: self._codes(patch, px, name) for px in patch.values} for name in runtimes
+        }
+        return Golden(self.thumbnails, scores, self.tolerance_lsb)
+
+    def _codes(self, patch: PatchFile, resolution: int, runtime: str) -> NDArray[np.int8]:
+        values = patch.values[resolution]
+        variant = unflatten_variant(self.base, values, patch.task, resolution)
+        images = enlarge(self.thumbnails, resolution)
+        arithmetic = ARITHMETIC.get(runtime, "reference")
+        codes = run_integer(self.base, variant, images, arithmetic).codes
+        return codes[:, : len(patch.classes)]
+
+
+def result_sha256(values: PatchValues, resolution: int, base_file: bytes, table: SlotTable) -> str:
+    """SHA-256 of the base file with ``values`` laid over its slots for ``resolution``.
+
+    Raises:
+        IntegrityError, UnknownResolutionError, SlotTableError: see `overlay`.
+    """
+    return sha256_hex(memoryview(overlay(base_file, table, {resolution: values})))
+
+
+def open_patch(
+    data: bytes, policy: Policy, table: CodingTable, resolution: int | None = None
+) -> tuple[CheckedPatch, PatchFile]:
+    """Checks 1 to 8: the patch in ``data``, every value inside its rule.
+
+    Args:
+        policy: its base is that of ``table``, whatever it says.
+        resolution: decode this one alone, which is faster; by default all.
+
+    Raises:
+        PatchRefusedError: with the code of the first check that fails.
+    """
+    bound = replace(policy, base_sha256=table.sha256, base_bytes=table.length_bytes)
+    checked = check_patch_file(data, bound)
+    return checked, decode_payload(checked.payload, checked.header, table, resolution)
+
+
+def check_results(checked: CheckedPatch, patch: PatchFile, bases: BaseFiles) -> None:
+    """Check 9, first part: what comes of the patch is what its maker signed, in every runtime.
+
+    Raises:
+        PatchRefusedError: code "result".
+    """
+    for name, base in bases.items():
+        expected: Mapping[int, str] = checked.header.results.get(name, {})
+        for px, values in patch.values.items():
+            found = result_sha256(values, px, *base)
+            if expected.get(px) != found:
+                raise PatchRefusedError(
+                    "result",
+                    f"SHA-256 of {name} at {px} px",
+                    expected.get(px, "among the results of the header"),
+                    found,
+                    "use the base files that the patch was packed with",
+                )
+
+
+def make_thumbnails(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [n, H, W, 3] -> uint8 [n, 8, 8, 3]: the mean of each cell of an 8 x 8 grid."""
+    size = (SIDE, SIDE)
+    small = [Image.fromarray(one).resize(size, Image.Resampling.BOX) for one in images]
+    return np.stack([np.asarray(one, np.uint8) for one in small])

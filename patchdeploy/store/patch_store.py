@@ -1,0 +1,361 @@
+"""A folder of signed patches, of which one a task is active: old or new after any fault.
+
+In: the bytes of patch files. Out: the active patch of a task, checked again each time it is read,
+and a folder that is what it was, or what it was to become, whenever the process or the power ends.
+
+The rules:
+- A patch is activated when its sequence number is above its task's floor, the highest that was
+  ever active; or when it is that highest one itself, which a revert has put aside. The floor rises
+  with the activation, in the same write of STATE, after the self-test.
+- Expiry is looked at by `Store.install` alone. An active patch goes on after it expires, and what
+  was installed in time can be activated later. The clock is the machine's: while it is set back, a
+  patch that has expired meanwhile is taken, and the floor is what still holds.
+- A failed write or sync is not tried again. The operation ends with a StorageError (what
+  docs/patch-format.md calls check 10, "commit") and the state before it stays.
+- Where STATE is missing or damaged, it is rebuilt from the patch files that pass every check
+  (`store.recovery`). A revert is forgotten by that, and so is a floor whose patch is gone. It is
+  logged and returned, never silent.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from patchdeploy.errors import (
+    ConfigError,
+    IntegrityError,
+    PatchError,
+    PatchRefusedError,
+    UnknownTaskError,
+)
+from patchdeploy.patchfile import CheckedPatch, Policy
+from patchdeploy.patchfile.values import TASK_NAME
+from patchdeploy.store.files import DiskFiles, Files
+from patchdeploy.store.folder import StoreFolder, patch_name
+from patchdeploy.store.records import Entry, Hooks, Installed, Recovery, Status, StoredPatch
+from patchdeploy.store.recovery import FoundState, find_state
+from patchdeploy.store.state import HEX64, StoreState
+
+__all__ = ["Entry", "Hooks", "Installed", "Recovery", "Status", "Store", "StoredPatch"]
+
+
+def read_clock() -> int:
+    """The machine's clock, Unix seconds."""
+    return int(time.time())
+
+
+@dataclass(frozen=True)
+class Store:
+    """A patch store. It keeps nothing in memory: any number of processes may use one folder.
+
+    Attributes:
+        folder: made by the first write; its parent must exist.
+        policy: what every patch must meet; ``floor`` and ``now`` are the store's and not used.
+        hooks: the checks.
+        files: the disk.
+        clock: Unix seconds.
+    """
+
+    folder: Path
+    policy: Policy
+    hooks: Hooks
+    files: Files = field(default_factory=DiskFiles)
+    clock: Callable[[], int] = read_clock
+
+    def install(self, data: bytes, activate: bool = True) -> Installed:
+        """Check a patch file, keep it, and make it its task's active one.
+
+        The file that is active already is left as it is, and put back where it was damaged.
+
+        Args:
+            activate: False: keep it only; `activate` makes it active, `clean_up` removes it.
+
+        Raises:
+            PatchRefusedError: it failed a check; nothing changed.
+            ConfigError: the store holds as many tasks as it can.
+            StorageError: the disk failed; the state before it stays.
+        """
+        data = bytes(data)
+        checked = self._check(data)
+        with self._writing("install a patch") as found:
+            is_settled = _is_settled(found.state, checked, activate)
+            if is_settled and self._place.is_whole(checked.sha256):
+                return _installed(checked, found, changed=False)
+            _check_sequence(found.state, checked, activate)
+            if not is_settled:
+                self.hooks.check(data, replace(self.policy, floor=0, now=self.clock()))
+            return self._admit(found, data, checked, activate)
+
+    def activate(self, sha256: str) -> Installed:
+        """Make a patch that was installed its task's active one.
+
+        Raises:
+            ConfigError: ``sha256`` is not a hash, or the store holds as many tasks as it can.
+            PatchError: no such patch in the store.
+            PatchRefusedError, IntegrityError: it failed a check; nothing changed.
+            StorageError: the disk failed; the state before it stays.
+        """
+        _check_name(sha256, HEX64, "64 lower-case hexadecimal digits", "patch")
+        with self._writing("activate a patch") as found:
+            try:
+                data = self._place.read_patch(sha256)
+            except FileNotFoundError as error:
+                raise PatchError(
+                    f"store {self.folder} holds no patch {sha256}; a patch must be installed "
+                    "before it is activated; install it, or list the store and choose one"
+                ) from error
+            checked = self._check(data)
+            if _is_settled(found.state, checked, activate=True):
+                return _installed(checked, found, changed=False)
+            _check_sequence(found.state, checked, activate=True)
+            return self._admit(found, data, checked, activate=True)
+
+    def revert(self, task: str) -> Installed:
+        """Make the patch before the active one active again; doing it twice changes nothing.
+
+        The floor stays, so nothing else that is older can be activated.
+
+        Raises:
+            ConfigError: ``task`` is not a task name.
+            UnknownTaskError: the task has no active patch.
+            PatchError: it has no previous one.
+            PatchRefusedError, IntegrityError: that failed a check; nothing changed.
+            StorageError: the disk failed; the state before it stays.
+        """
+        with self._writing("revert a task") as found:
+            self._active(found.state, task)
+            sha256 = found.state.previous.get(task)
+            if sha256 is None:
+                raise PatchError(
+                    f"task {task!r} has no previous patch; a revert goes one step back and never "
+                    "further; install a newer patch instead"
+                )
+            try:
+                data = self._place.read_patch(sha256)
+            except FileNotFoundError as error:
+                raise self._gone(task, sha256) from error
+            checked = self._check_task(data, task)
+            self._test(checked)
+            self._place.commit(found.state.reverted(task), found.state)
+            return _installed(checked, found, changed=True)
+
+    def active(self) -> Mapping[str, str]:
+        """SHA-256 of each task's active patch, from STATE alone: cheap enough to ask often.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with self._place.disk("find the active patches"):
+            return self._find().state.active
+
+    def read(self, task: str) -> StoredPatch:
+        """The active patch of ``task``. The file is read once: the bytes checked are those used.
+
+        Raises:
+            ConfigError: ``task`` is not a task name.
+            UnknownTaskError: it has no active patch.
+            IntegrityError: the file is gone, or is not what its name says.
+            PatchRefusedError: it fails a check, for instance since its key was revoked.
+            StorageError: the disk failed.
+        """
+        with self._place.disk("read a patch"):
+            data = self._read_active(task)
+        checked = self._check_task(data, task)
+        return StoredPatch(data, checked, self.hooks.decode(checked))
+
+    def list(self) -> tuple[Entry, ...]:
+        """Every patch file there, and those that should be; by task, then sequence.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with self._place.disk("list the patches"):
+            state = self._find().state
+            entries = [self._entry(one, state) for one in state.named | self._place.patches()]
+        return tuple(sorted(entries, key=lambda one: (one.task or "~", one.sequence or 0)))
+
+    def clean_up(self) -> tuple[str, ...]:
+        """Remove what a crash left and every patch that is neither active nor previous.
+
+        Where STATE had to be rebuilt first, patches stay: only temporary files go.
+
+        Returns:
+            The names that were removed, sorted.
+
+        Raises:
+            StorageError: the disk failed; what is in use is untouched.
+        """
+        with self._writing("clean up") as found:
+            useless = self._place.temporaries()
+            if found.recovery is None:
+                useless += map(patch_name, self._place.patches() - found.state.named)
+            self._place.remove(sorted(useless))
+            return tuple(sorted(useless))
+
+    def recover(self) -> Recovery | None:
+        """Rebuild STATE where it is missing or damaged, as every write does first.
+
+        Returns:
+            What was wrong and what came of it; None where nothing was.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with self._writing("recover") as found:
+            return found.recovery
+
+    @property
+    def _place(self) -> StoreFolder:
+        return StoreFolder(Path(self.folder), self.files)
+
+    @contextmanager
+    def _writing(self, action: str) -> Iterator[FoundState]:
+        """The lock, and the state; STATE is there and whole before the block begins.
+
+        What is visible may come from a process that was killed before it synced the folder: that
+        is done first, so that nothing is built on a name that a power loss can take back.
+        """
+        place = self._place
+        with place.disk(action), place.locked():
+            place.sync()
+            found = self._find()
+            if found.is_fresh:
+                place.sync_parent()
+            if found.is_fresh or found.recovery is not None:
+                place.commit(found.state, None)
+            yield found
+
+    def _find(self) -> FoundState:
+        return find_state(self._place, self._prove)
+
+    def _prove(self, data: bytes) -> CheckedPatch:
+        checked = self._check(data)
+        self._test(checked)
+        return checked
+
+    def _check(self, data: bytes) -> CheckedPatch:
+        """Checks 1 to 5; what is asked of sequence and expiry depends on the operation."""
+        return self.hooks.check(data, replace(self.policy, floor=0, now=None))
+
+    def _check_task(self, data: bytes, task: str) -> CheckedPatch:
+        """`_check`, and that it is a patch of the task that STATE names it for."""
+        checked = self._check(data)
+        if checked.header.task != task:
+            raise IntegrityError(
+                f"STATE names patch {checked.sha256} for task {task!r}; it is one of task "
+                f"{checked.header.task!r}; install the patch of {task!r} again"
+            )
+        return checked
+
+    def _test(self, checked: CheckedPatch) -> None:
+        """Checks 7 to 9."""
+        self.hooks.self_test(checked, self.hooks.decode(checked))
+
+    def _admit(
+        self, found: FoundState, data: bytes, checked: CheckedPatch, activate: bool
+    ) -> Installed:
+        """Checks 7 to 9, then the file, then STATE."""
+        self._test(checked)
+        header, sha256, state = checked.header, checked.sha256, found.state
+        if activate:
+            state = state.activated(header.task, sha256, header.sequence)
+        if sha256 not in found.state.named or not self._place.is_whole(sha256):
+            self._place.put_patch(sha256, data)
+        if state is not found.state:
+            self._place.commit(state, found.state)
+        return _installed(checked, found, changed=True)
+
+    def _read_active(self, task: str) -> bytes:
+        """A patch that is replaced and cleaned up while it is looked for is looked for again."""
+        sha256 = self._active(self._find().state, task)
+        while True:
+            try:
+                return self._place.read_patch(sha256)
+            except FileNotFoundError as error:
+                now = self._active(self._find().state, task)
+                if now == sha256:
+                    raise self._gone(task, sha256) from error
+                sha256 = now
+
+    def _active(self, state: StoreState, task: str) -> str:
+        _check_name(task, TASK_NAME, "1 to 64 of a-z, 0-9, underscore and hyphen", "task")
+        if task not in state.active:
+            raise UnknownTaskError(
+                f"no active patch for task {task!r} in store {self.folder}; it has "
+                f"{', '.join(sorted(state.active)) or 'none'}; choose one of them or install one"
+            )
+        return state.active[task]
+
+    def _gone(self, task: str, sha256: str) -> IntegrityError:
+        return IntegrityError(
+            f"patch file {patch_name(sha256)} of task {task!r} is gone from store {self.folder}; "
+            "STATE names it; install the patch again"
+        )
+
+    def _entry(self, sha256: str, state: StoreState) -> Entry:
+        status, task = _use(sha256, state)
+        file_bytes = None
+        try:
+            data = self._place.read_patch(sha256)
+            file_bytes = len(data)
+            header = (self._check(data) if task is None else self._check_task(data, task)).header
+        except FileNotFoundError:
+            return Entry(sha256, status, task, None, None, None, "the file is gone")
+        except (IntegrityError, PatchRefusedError) as error:
+            return Entry(sha256, status, task, None, None, file_bytes, str(error))
+        return Entry(sha256, status, header.task, header.sequence, header.expires, file_bytes, None)
+
+
+def _check_name(value: str, pattern: re.Pattern[str], rule: str, what: str) -> None:
+    """Nothing that a caller gives becomes a path before it matches ``pattern``."""
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise ConfigError(
+            f"{what} {str(value)[:80]!r}; it must be {rule}; list the store and choose one"
+        )
+
+
+def _is_settled(state: StoreState, checked: CheckedPatch, activate: bool) -> bool:
+    """Whether STATE names this very file for what is asked."""
+    task = checked.header.task
+    is_active = state.active.get(task) == checked.sha256
+    return is_active or (not activate and state.previous.get(task) == checked.sha256)
+
+
+def _check_sequence(state: StoreState, checked: CheckedPatch, activate: bool) -> None:
+    """Check 6 of a store: above the floor, or a file that STATE names and that does not fall.
+
+    Raises:
+        PatchRefusedError: code "sequence".
+    """
+    header = checked.header
+    floor = state.floors.get(header.task, 0)
+    is_highest = header.sequence == floor and checked.sha256 in state.named
+    if header.sequence > floor or is_highest or _is_settled(state, checked, activate):
+        return
+    raise PatchRefusedError(
+        "sequence",
+        "sequence",
+        f"above {floor}, the highest that task {header.task!r} ever had active",
+        str(header.sequence),
+        "fetch a newer patch; the one before the active one comes back with revert",
+    )
+
+
+def _installed(checked: CheckedPatch, found: FoundState, changed: bool) -> Installed:
+    header = checked.header
+    return Installed(checked.sha256, header.task, header.sequence, changed, found.recovery)
+
+
+def _use(sha256: str, state: StoreState) -> tuple[Status, str | None]:
+    """What STATE says about a file: its use and its task."""
+    for task, active in state.active.items():
+        if sha256 == active:
+            return "active", task
+        if sha256 == state.previous.get(task):
+            return "previous", task
+    return "installed", None
