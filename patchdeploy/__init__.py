@@ -1,7 +1,7 @@
 """patchdeploy: one frozen int8 base network, a tiny patch per task and resolution.
 
-Running a bundle needs numpy, Pillow and one runtime; what trains or exports is imported on first
-use, so that ``import patchdeploy`` loads neither torch nor a runtime.
+Every public name is imported when it is first asked for, so that ``import patchdeploy`` takes no
+time and loads neither numpy nor torch nor a runtime.
 """
 
 from __future__ import annotations
@@ -9,28 +9,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from patchdeploy.bundle import Bundle, add_task, open_bundle, remove_task, size_report
-from patchdeploy.data import (
-    ImageDataset,
-    LoadConfig,
-    OverlapWarning,
-    Preprocessing,
-    compose_scenes,
-    load_idx,
-    load_image,
-    load_image_folder,
-    load_packaged,
-    warn_overlap,
-)
-from patchdeploy.errors import PatchdeployError, PatchRefusedError
-from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
-from patchdeploy.runtime import Engine, Prediction
-from patchdeploy.runtime.bundle_store import open_store
-from patchdeploy.store import Store
-from patchdeploy.verify import VerifyReport, verify_bundle
-
 if TYPE_CHECKING:
     from patchdeploy.base import Base
+    from patchdeploy.bundle import Bundle, add_task, open_bundle, remove_task, size_report
+    from patchdeploy.data import (
+        ImageDataset,
+        LoadConfig,
+        OverlapWarning,
+        Preprocessing,
+        compose_scenes,
+        load_idx,
+        load_image,
+        load_image_folder,
+        load_packaged,
+        warn_overlap,
+    )
+    from patchdeploy.errors import PatchdeployError, PatchRefusedError
     from patchdeploy.export import (
         CalibrationConfig,
         CodingConfig,
@@ -42,6 +36,10 @@ if TYPE_CHECKING:
     from patchdeploy.patch.counts import count_family
     from patchdeploy.patched_model import PatchedModel, attach_patch
     from patchdeploy.patched_model.mixed import MixedTaskModel
+    from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
+    from patchdeploy.runtime import Engine, Prediction
+    from patchdeploy.runtime.bundle_store import open_store
+    from patchdeploy.store import Store
     from patchdeploy.training import (
         ResolutionsConfig,
         TaskImages,
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
     from patchdeploy.training.run import run_training
     from patchdeploy.training.run_config import RunConfig, load_run_config
     from patchdeploy.training.sweep import sweep_rates
+    from patchdeploy.verify import VerifyReport, verify_bundle
 
 __all__ = [
     "Base",
@@ -111,46 +110,72 @@ __all__ = [
     "warn_overlap",
 ]
 
-_NEEDS_TORCH = {
+_HOMES = {
     "Base": "base",
+    "Bundle": "bundle",
     "CalibrationConfig": "export",
     "CodingConfig": "export",
+    "Engine": "runtime",
+    "ImageDataset": "data",
+    "LoadConfig": "data",
     "MixedTaskModel": "patched_model.mixed",
+    "OverlapWarning": "data",
     "Patch": "patch",
     "PatchConfig": "patch",
+    "PatchRefusedError": "errors",
+    "PatchdeployError": "errors",
     "PatchedModel": "patched_model",
+    "Prediction": "runtime",
+    "Preprocessing": "data",
     "ResolutionsConfig": "training",
     "RunConfig": "training.run_config",
     "Signing": "export",
+    "SigningKey": "patchfile.keys",
+    "Store": "store",
     "TaskImages": "training",
     "TrainConfig": "training",
+    "TrustedKeys": "patchfile.keys",
+    "VerifyReport": "verify",
+    "add_task": "bundle",
     "attach_patch": "patched_model",
+    "compose_scenes": "data",
     "count_family": "patch.counts",
     "count_parameters": "patch",
     "export_bundle": "export",
     "export_patch": "export",
+    "load_idx": "data",
+    "load_image": "data",
+    "load_image_folder": "data",
+    "load_packaged": "data",
     "load_run_config": "training.run_config",
+    "open_bundle": "bundle",
+    "open_store": "runtime.bundle_store",
+    "remove_task": "bundle",
     "retune_patch_int8": "training.int8_retune",
     "run_training": "training.run",
+    "size_report": "bundle",
     "sweep_rates": "training.sweep",
     "train_baseline": "training",
     "train_many_patches": "training.mixed",
     "train_patch": "training",
     "train_resolutions": "training",
     "train_tasks": "training",
+    "verify_bundle": "verify",
+    "warn_overlap": "data",
 }
+"""Where each public name comes from."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for (PEP 562).
+    """Import what is asked for (PEP 562).
 
     Raises:
-        MissingExtraError: torch is not installed.
+        MissingExtraError: what it needs is not installed.
     """
-    if name not in _NEEDS_TORCH:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"patchdeploy.{_NEEDS_TORCH[name]}"), name)
+        return getattr(import_module(f"patchdeploy.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
         from patchdeploy.errors import MissingExtraError
 

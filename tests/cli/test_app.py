@@ -351,6 +351,23 @@ def test_ctrl_c_ends_with_130_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_while_libraries_are_imported_ends_with_130_and_no_traceback():
+    program = (
+        "import os, signal, sys\n"
+        "from patchdeploy.__main__ import main\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'patchdeploy.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted before it began; nothing was written\n"
+
+
 def test_a_defect_of_ours_says_so_without_a_traceback_unless_asked():
     program = (
         "import sys\n"
