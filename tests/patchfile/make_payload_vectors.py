@@ -171,6 +171,12 @@ def good_cases() -> list[tuple[str, bytes, tuple[int, ...], dict]]:
     return [
         ("every code 0", payload(own), (16,), {}),
         ("exact scales and biases", payload(exact), (16,), {}),
+        (
+            "notes with space, a key twice and a lone surrogate",
+            payload(contents(notes=b' { "a" : 1 , "a" : "\\ud800" } ')),
+            (16,),
+            {},
+        ),
         ("three resolutions in steps, self-test, deflated parts", deflated, (24, 16, 20), two),
     ]
 
@@ -243,6 +249,12 @@ def bad_parts() -> list[tuple]:
             "inflate",
         ),
         "no stream": (payload(own, "head", method=1, body=b"\7"), "inflate"),
+        "no stream, and the next part out of order": (
+            payload(own, "labels", method=1, body=b"\7").replace(
+                framed("notes", own["notes"]), framed("notes", own["notes"], number=5)
+            ),
+            "inflate",
+        ),
         "part out of order": (payload(own, "head", number=8), "parts"),
         "unknown method": (payload(own, "head", method=2), "parts"),
         "stored part of another length": (payload(own, "head", length=3), "parts"),
@@ -253,6 +265,7 @@ def bad_parts() -> list[tuple]:
         "label not UTF-8": (of("labels", b"\3\0cat\1\0\xff"), "parts"),
         "notes that are a list": (of("notes", b"[]"), "parts"),
         "notes with NaN": (of("notes", b'{"a":NaN}'), "parts"),
+        "notes with a number past float64": (of("notes", b'{"a":1' + b"0" * 309 + b"}"), "parts"),
         "steps of one convolution missing": (of("steps", own["steps"][:-1]), "parts"),
         "six planes": (of("activations", bytes(4) + b"\6" + bytes(14)), "parts"),
         "planes cut": (of("scales", b"\1" + bytes(5)), "parts"),
