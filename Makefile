@@ -1,6 +1,7 @@
 # make demo   the main job, offline after installation: train, export, verify, measure, report
 # make test   linter, formatter, strict types, tests
 # make faults every fault row of docs/faults.md at full length (long), then that page
+# make coverage  branches of the patch file's and the store's code that tests reach; 100 % is demanded
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 TFLITE_RUNTIME := .envs/tflite-runtime
 
-.PHONY: demo test check lint faults fuzz peers bench paper clean
+.PHONY: demo test lint coverage faults fuzz peers bench paper clean
 
 demo: $(VENV)/.all
 	$(BIN)/patchdeploy demo --out out/demo
@@ -32,6 +33,14 @@ faults: $(VENV)/.dev
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/faults/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# All that reads a file before it is trusted, and the whole store.
+COVERED := patchdeploy/patchfile/container.py,patchdeploy/patchfile/header.py,$\
+  patchdeploy/patchfile/json.py,patchdeploy/patchfile/key*.py,patchdeploy/store/*.py
+coverage: $(VENV)/.dev
+	$(BIN)/coverage run --branch --data-file=out/coverage --include='$(COVERED)' \
+	  -m pytest -q tests/patchfile tests/store
+	$(BIN)/coverage report --data-file=out/coverage --show-missing --fail-under=100
 
 peers: $(VENV)/.dev
 	benchmarks/peers/make_environment.sh litert-torch

@@ -398,7 +398,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StoreState, "named", property(lambda self: frozenset()))
 
 
-@bug("the lock is ignored", lambda folder: prove_one_wins(folder, 3), "the child failed|assert")
+@bug("the lock is ignored", lambda folder: prove_one_wins(folder, 3), "failed|assert|outcomes")
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DiskFiles, "lock", lambda self, path: contextlib.nullcontext())
 
