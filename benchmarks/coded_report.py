@@ -7,7 +7,7 @@ on test images, in points, with their standard error; negative is a loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -30,8 +30,10 @@ TRUST = """## How far to trust it
 - The coding was developed on the held-out images of *digits*. For the further resolution *shared*
   was chosen of seven ways (biases alone at three rates, fewer epochs at a smaller rate,
   distillation from the first resolution) by the held-out images of *digits* and
-  *optical_digits*; two settings before it had their test accuracies seen. Penalty and rounding
-  step were not searched.
+  *optical_digits*; two settings before it had their test accuracies seen. There and on the
+  held-out images of *fashion* and *surfaces* it was not below plain in top-1 at 64 px; its
+  cross-entropy was 0.005, 0.020, -0.019 and 0.0003 nats above plain's. Penalty and rounding step
+  were not searched.
 - Compare rows at equal nats, not at equal top-1: neighbouring top-1 values differ by chance."""
 REFERENCES = (("its uncoded int8 values", "to_uncoded"), ("its float patch", "to_float"))
 
@@ -82,7 +84,7 @@ def list_goals(records: Sequence[Record], times: Mapping[str, Any]) -> list[Goal
             what = f"{way}: points lost to {name}, mean over tasks (± {error:.2f})"
             goals.append(UncertainGoal(what, -points, 0.1, error))
         if way == "compact":
-            lost, error = _lost_to_plain(records)
+            lost, error = _lost_to_plain(records, way)
             what = f"{way}: points lost to plain's float patch, mean over tasks (± {error:.2f})"
             goals.append(UncertainGoal(what, lost, 0.1, error))
     heads = [record["choice"]["bytes"][0]["head"] for record in records if record["classes"] == 10]
@@ -95,6 +97,9 @@ def list_goals(records: Sequence[Record], times: Mapping[str, Any]) -> list[Goal
         lost, error = _lost_further(records, way)
         what = f"{way}: points lost at the last resolution to plain's float patch (± {error:.2f})"
         goals.append(UncertainGoal(what, lost, 0.1, error))
+        lost, error = _lost_by_training(records, way)
+        what = f"{way}: the same, before either is coded, paired by image (± {error:.2f})"
+        goals.append(UncertainGoal(what, lost, 0.1, error))
     median = times["candidates"][APPLY]["median_ms"]
     goals.append(Goal("decode and apply one resolution, median, ms", median, 5))
     return goals
@@ -106,12 +111,27 @@ def _first_test(record: Record) -> Record:
     return found
 
 
-def _lost_to_plain(records: Sequence[Record]) -> tuple[float, float]:
-    """Both trainings on the same test images, paired; how trainings vary is not in the error."""
+def _lost_to_plain(records: Sequence[Record], way: str) -> tuple[float, float]:
+    """Decoded, against plain's float patch, at the first resolution."""
+    return _lost_in_pairs(
+        (plain["float_right"], other["choice"]["right"])
+        for plain, other in zip(of_way(records, "plain"), of_way(records, way), strict=True)
+    )
+
+
+def _lost_by_training(records: Sequence[Record], way: str) -> tuple[float, float]:
+    """Float patch against plain's float patch, at the last resolution."""
+    return _lost_in_pairs(
+        (plain["last_float_right"], other["last_float_right"])
+        for plain, other in zip(of_way(records, "plain"), of_way(records, way), strict=True)
+    )
+
+
+def _lost_in_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[float, float]:
+    """(before, after) by task, of the same test images; how trainings vary is not in the error."""
     gaps = []
-    for plain, compact in zip(of_way(records, "plain"), of_way(records, "compact"), strict=True):
-        found, reference = compact["choice"]["right"], plain["float_right"]
-        each = [int(one) - int(other) for one, other in zip(found, reference, strict=True)]
+    for before, after in pairs:
+        each = [int(one) - int(other) for one, other in zip(after, before, strict=True)]
         mean = sum(each) / len(each)
         variance = sum((one - mean) ** 2 for one in each) / (len(each) - 1)
         error = math.sqrt(variance / len(each))

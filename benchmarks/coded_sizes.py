@@ -126,12 +126,11 @@ class Workbench:
         """Test top-1 in %, gaps to the uncoded values and to the float patch, divergence."""
         right = self.right(px, values)
         uncoded = self.task.file.values[px]
-        float_right = self.task.float_scores[px].argmax(1) == self.task.test.labels
         chances = softmax(self.test(px, uncoded))
         return {
             "top1": float(100 * right.mean()),
             "to_uncoded": gap(right, self.right(px, uncoded)),
-            "to_float": gap(right, np.asarray(float_right)),
+            "to_float": gap(right, self.task.float_right(px)),
             "nats": divergence(chances, self.test(px, values)),
         }
 
@@ -166,9 +165,7 @@ def measure_task(bench: Workbench, extent: Extent, log: Log) -> Record:
         "test_images": len(bench.task.test),
         "classes": bench.classes,
         "uncoded": {str(px): bench.judge(px, v) for px, v in bench.task.file.values.items()},
-        "float_right": _bits(
-            bench.task.float_scores[bench.first].argmax(1) == bench.task.test.labels
-        ),
+        "float_right": bits_of(bench.task.float_right(bench.first)),
         "costs": {"scale": costs.scale.tolist(), "bias": costs.bias.tolist()},
     }
     log("choosing")
@@ -198,7 +195,7 @@ def _measure_choice(bench: Workbench, choice: Choice) -> Record:
         "held_nats": {str(px): value for px, value in choice.nats.items()},
         "bytes": totals,
         "test": {str(px): bench.judge(px, v) for px, v in whole.patch.values.items()},
-        "right": _bits(bench.right(bench.first, whole.patch.values[bench.first])),
+        "right": bits_of(bench.right(bench.first, whole.patch.values[bench.first])),
         "further_share": [
             (b["scale_bias"] - a["scale_bias"]) / totals[0]["scale_bias"]
             for a, b in pairwise(totals)
@@ -206,7 +203,7 @@ def _measure_choice(bench: Workbench, choice: Choice) -> Record:
     }
 
 
-def _bits(right: NDArray[np.bool_]) -> str:
+def bits_of(right: NDArray[np.bool_]) -> str:
     """One character an image, so that runs over the same images can be paired."""
     return "".join("1" if one else "0" for one in right.tolist())
 

@@ -108,6 +108,10 @@ class CodedTask:
         """uint8 [N, px, px, 3] by resolution."""
         return {px: part.at(px, self.preprocessing) for px in self.plan.sides}
 
+    def float_right(self, px: int) -> NDArray[np.bool_]:
+        """bool [N]: which test images the float patch gets right."""
+        return np.asarray(self.float_scores[px].argmax(1) == self.test.labels)
+
 
 def open_base(plan: TaskPlan) -> Base:
     """The network that the plan starts from."""

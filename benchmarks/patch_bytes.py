@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from coded_report import draw_curves, list_goals, write_markdown
-from coded_sizes import Extent, Record, Workbench, measure_task, measure_time
+from coded_sizes import Extent, Record, Workbench, bits_of, measure_task, measure_time
 from coded_tasks import TaskPlan, open_base, open_task
 from results import print_goals, warn_if_busy
 from rich.console import Console
@@ -102,11 +102,12 @@ def run(
 
             extent = list_extent(way, quick)
             kept = cache / plan.key / f"measured-{measured_key(extent, exporter.table)}.json"
+            task = open_task(plan, base, exporter, cache, log)
             if again or not kept.exists():
-                task = open_task(plan, base, exporter, cache, log)
                 found = measure_task(Workbench.of(task, bundle, exporter), extent, log)
                 write_atomic(kept, json.dumps(found).encode())
             record = json.loads(kept.read_text())
+            record["last_float_right"] = bits_of(task.float_right(plan.sides[-1]))
             records.append({"way": way, "task": name, "plan": asdict(plan), **record})
             progress.update(bar, advance=1)
     task = open_task(first, base, exporter, cache, lambda _: None)

@@ -24,7 +24,7 @@ import torch
 from patchdeploy.base import Base
 from patchdeploy.bundle import Bundle, size_report
 from patchdeploy.bundle.reader import MANIFEST
-from patchdeploy.data import ImageDataset, load_packaged
+from patchdeploy.data import ImageDataset, load_packaged, split
 from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
 from patchdeploy.export import CodingConfig, Signing, export_bundle
 from patchdeploy.measure import describe_device
@@ -50,6 +50,10 @@ Log = Callable[[str], None]
 TASKS = ("digits", "fashion", "surfaces", "optical_digits", "faces")
 RESOLUTIONS = (32, 48, 64)
 RUNTIMES = ("litert", "onnxruntime")
+HELD = 0.15
+"""Share of the training images that no weight learns from."""
+LEAST_HELD = 40
+"""Of them at least; choosing steps needs 32, and each class is split on its own."""
 BASELINES: tuple[Literal["head", "all"], ...] = ("head", "all")
 
 
@@ -192,8 +196,15 @@ def _train_task(task: str, config: DemoConfig) -> _Trained:
     train, test = _load(task, config)
     settings = TrainConfig(epochs=config.epochs, batch_size=config.batch_size)
     largest = max(config.resolutions)
+    kept, held = _hold_out(train)
     patch = train_patch(
-        base, train, settings, PatchConfig(), resolutions=config.resolutions, quiet=True
+        base,
+        kept,
+        settings,
+        PatchConfig(),
+        resolutions=config.resolutions,
+        validation=held,
+        quiet=True,
     )
     model = PatchedModel(base)
     model.load_patch(patch)
@@ -206,11 +217,19 @@ def _train_task(task: str, config: DemoConfig) -> _Trained:
     parameters = counts["trained"] + counts["statistics"]
     rows = [TrainedBytes(patch.task, "patch", counts["trained"], 4 * parameters)]
     for which in BASELINES:
-        result = train_baseline(base, train, which, settings, resolution=largest, quiet=True)
+        result = train_baseline(
+            base, kept, which, settings, resolution=largest, validation=held, quiet=True
+        )
         top1, _ = evaluate(result.module, test, largest, base)
         accuracies.append(Accuracy(patch.task, which, "float", largest, top1, len(test)))
         rows.append(TrainedBytes(patch.task, which, result.parameters, 4 * result.parameters))
     return _Trained(patch, accuracies, rows)
+
+
+def _hold_out(train: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
+    """What training learns from, and what chooses its best epoch and the patch's steps."""
+    share = max(HELD, min(LEAST_HELD / len(train), 0.5))
+    return split(train, (1.0 - share, share), seed=0)
 
 
 def _load(task: str, config: DemoConfig) -> tuple[ImageDataset, ImageDataset]:
@@ -231,9 +250,10 @@ def _export(
         folder,
         base,
         list(patches.values()),
-        {task: train for task, (train, _) in data.items()},
+        {task: _hold_out(train)[0] for task, (train, _) in data.items()},
         float_files=True,
         coding=CodingConfig(),
+        validation={task: _hold_out(train)[1] for task, (train, _) in data.items()},
         signing=_signing(out / "keys"),
     )
 

@@ -244,7 +244,9 @@ def export_bundle(
     float_files: bool = False,
     config: CalibrationConfig | None = None,
     coding: CodingConfig | None = None,
+    validation: Mapping[str, ImageDataset] | None = None,
     signing: Signing | None = None,
+    unsigned: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle with every patch in it.
@@ -257,16 +259,21 @@ def export_bundle(
         head_capacity: by default the largest class count among the patches.
         float_files: also write a stand-alone float32 ONNX per task and resolution (for
             debugging, GPU delegates and `verify`); these share nothing.
-        coding: choose the patches' steps under this budget, on calibration images; by default they
-            have fine steps, which take half a second less for each task and twice the bytes.
-        signing: who signs; by default nobody does, and it is a development bundle.
+        coding: choose the patches' steps under this budget; by default they have fine steps, which
+            take half a second less for each task and twice the bytes.
+        validation: by task name, images that the budget is kept on, which training has not seen;
+            a task without takes its calibration images, on which a patch loses less than elsewhere.
+        signing: who signs; this or ``unsigned`` must be given.
+        unsigned: make a development bundle, which pins no key: everybody can write patches for it.
         progress: told what is being done, for people.
 
     Raises:
         AlreadyAttachedError: two patches of one task name.
-        ConfigError, MissingExtraError: a converter that is not there.
+        ConfigError, MissingExtraError: a converter that is not there; neither or both of
+            ``signing`` and ``unsigned``.
         PatchdeployError: see `Exporter.quantize`; nothing is left at ``path``.
     """
+    _check_signing(signing, unsigned)
     chosen = check_request(Path(path), resolutions or common_resolutions(patches), formats)
     for name in formats:
         load_converter(name)
@@ -298,6 +305,7 @@ def export_bundle(
                 _calibration_of(patch, calibration),
                 _floats(exporter, patch, chosen, float_files),
                 coding,
+                (validation or {}).get(patch.task),
                 signing,
                 progress,
             )
@@ -310,6 +318,7 @@ def _add(
     calibration: ImageDataset,
     floats: Mapping[str, Any],
     coding: CodingConfig | None,
+    validation: ImageDataset | None,
     signing: Signing | None,
     progress: Progress | None,
 ) -> Bundle:
@@ -319,7 +328,7 @@ def _add(
     thumbnails = make_thumbnails(spread(calibration, 2).at(max(sides), preprocessing))
     steps: CodingSteps = fine_steps(patch_file.values, bundle.coding_table)
     if coding is not None:
-        chosen = spread(calibration, CODING_IMAGES)
+        chosen = spread(calibration if validation is None else validation, CODING_IMAGES)
         images = {px: chosen.at(px, preprocessing) for px in sides}
         few = spread(chosen, coding.probe_images)
         probed = {max(sides): few.at(max(sides), preprocessing)}
@@ -347,6 +356,16 @@ def _add(
     )
 
 
+def _check_signing(signing: Signing | None, unsigned: bool) -> None:
+    if (signing is None) != unsigned:
+        given = "neither" if signing is None else "both"
+        raise ConfigError(
+            f"{given} of signing and unsigned given; a bundle pins the keys that its patches must "
+            "be signed by, or says that it is for development; pass signing=Signing(...) or "
+            "unsigned=True"
+        )
+
+
 def _check_names(tasks: Sequence[str]) -> None:
     twice = sorted({task for task in tasks if tasks.count(task) > 1})
     if twice:
@@ -365,10 +384,15 @@ def export_patch(
     float_files: bool = False,
     config: CalibrationConfig | None = None,
     coding: CodingConfig | None = None,
+    validation: ImageDataset | None = None,
     signing: Signing | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Add one more task to the bundle at ``path``; the base's files keep their bytes.
+
+    Args:
+        signing: who signs; None only for a development bundle.
+        coding, validation: see `export_bundle`.
 
     Raises:
         WrongBaseError: the bundle was exported from another base.
@@ -396,7 +420,7 @@ def export_patch(
     )
     patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config, progress)
     floats = _floats(exporter, patch, manifest.resolutions, float_files)
-    return _add(bundle, patch_file, calibration, floats, coding, signing, progress)
+    return _add(bundle, patch_file, calibration, floats, coding, validation, signing, progress)
 
 
 def export_float(

@@ -1,7 +1,7 @@
 """Files that are either the old ones or the new ones, never half written.
 
 In: bytes and a path. Out: the file, written to a temporary name, synced and renamed, or a
-StorageError with nothing changed.
+StorageError with nothing changed; where the very last step fails, one that says the file is new.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     Temporary name in the same directory, write, fsync, rename, fsync of the directory.
 
     Raises:
-        StorageError: the disk is full or the place cannot be written; ``path`` is as it was.
+        StorageError: the disk is full or the place cannot be written; ``path`` is as it was. Or
+            the folder cannot be synced; then ``path`` is the new file, and the message says so.
     """
     with open_atomic(path, len(data)) as file:
         file.write(data)
@@ -58,7 +59,6 @@ def open_atomic(path: Path, expected_bytes: int) -> Iterator[BinaryIO]:
         temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
-        _sync_directory(path.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {path} ({expected_bytes} bytes): {error.strerror or error}; "
@@ -67,10 +67,28 @@ def open_atomic(path: Path, expected_bytes: int) -> Iterator[BinaryIO]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+    _sync_name(path, expected_bytes)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync_name(path: Path, expected_bytes: int) -> None:
+    """The last step of a file that has its name already: a fault here takes nothing back."""
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"wrote {path} ({expected_bytes} bytes), but its folder cannot be synced: "
+            f"{error.strerror or error}; the new content stands, but may not survive a loss of "
+            "power; check the disk and write it again"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in ``folder`` are on the disk.
+
+    Raises:
+        OSError: they may not be.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -63,6 +63,7 @@ def read_table(data: bytes) -> Table:
 
 
 def decode(payload: bytes, header: dict, table: Table) -> Decoded:
+    payload = bytes(payload)
     layout, convs = table.layout, table.convs
     slots = layout["sites"] + len(convs) + sum(conv["owned"] for conv in convs)
     if header["sites"] != [[0, slots]] or header["classes"] > layout["head_capacity"]:

@@ -46,7 +46,9 @@ def made(tmp_path_factory):
         patch.save_pretrained(root / task)
         patches.append(Patch.from_pretrained(root / task))
     few = CalibrationConfig(images=32)
-    bundle = export_bundle(root / "bundle", base, patches, data, config=few, float_files=True)
+    bundle = export_bundle(
+        root / "bundle", base, patches, data, config=few, float_files=True, unsigned=True
+    )
     return bundle
 
 

@@ -14,6 +14,7 @@ from patchdeploy.data import Preprocessing, load_packaged
 from patchdeploy.errors import (
     AlreadyAttachedError,
     ConfigError,
+    DataError,
     EmptyCalibrationError,
     HeadCapacityError,
     NegativeScaleError,
@@ -26,6 +27,7 @@ from patchdeploy.evaluate import sample
 from patchdeploy.export import (
     CalibrationConfig,
     CodingConfig,
+    Signing,
     common_resolutions,
     export_bundle,
     export_float,
@@ -37,6 +39,7 @@ from patchdeploy.fold import fold_patch
 from patchdeploy.lower import lower_base
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, initial_tensors
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.runtime import Engine
 from patchdeploy.storage import sha256_hex
 from patchdeploy.training import TrainConfig, evaluate, train_patch
@@ -90,7 +93,7 @@ def test_the_base_files_depend_on_no_patch_and_exporting_twice_gives_the_same_by
     paths = [tmp_path / name for name in ("one", "other", "again")]
     for path, seed in zip(paths, (1, 2, 1), strict=True):
         patch = perturbed(base, "task", seed)
-        export_bundle(path, base, [patch], {"task": images}, config=FEW)
+        export_bundle(path, base, [patch], {"task": images}, config=FEW, unsigned=True)
     assert base_hashes(paths[0]) == base_hashes(paths[1]) == base_hashes(paths[2])
     files = [(path / "patches/task.pdp").read_bytes() for path in paths]
     assert files[0] == files[2]
@@ -100,8 +103,8 @@ def test_the_base_files_depend_on_no_patch_and_exporting_twice_gives_the_same_by
 def test_a_task_added_later_equals_one_exported_from_the_start(base, images, tmp_path):
     first, second = perturbed(base, "first", 1), perturbed(base, "second", 2, classes=2)
     data = {"first": images, "second": images}
-    together = export_bundle(tmp_path / "a", base, [first, second], data, config=FEW)
-    export_bundle(tmp_path / "b", base, [first], data, config=FEW)
+    together = export_bundle(tmp_path / "a", base, [first, second], data, config=FEW, unsigned=True)
+    export_bundle(tmp_path / "b", base, [first], data, config=FEW, unsigned=True)
     later = export_patch(tmp_path / "b", base, second, images, config=FEW)
     assert base_hashes(tmp_path / "a") == base_hashes(tmp_path / "b")
     entry = together.task("second").file
@@ -130,7 +133,9 @@ def test_every_kind_of_patch_verifies_in_both_runtimes(base, images, tmp_path, n
         perturbed(network, "small", 2, kinds, classes=2, sizes=(px,)),
     ]
     data = {"large": images, "small": images}
-    bundle = export_bundle(tmp_path / "b", network, patches, data, config=FEW, float_files=True)
+    bundle = export_bundle(
+        tmp_path / "b", network, patches, data, config=FEW, float_files=True, unsigned=True
+    )
     report = verify_bundle(bundle.path, images, limit=8, reference_limit=4)
     assert report.ok, [check.detail for check in report.failures]
     kinds_of_check = {check.name for check in report.checks if check.passed}
@@ -145,7 +150,7 @@ def test_every_kind_of_patch_verifies_in_both_runtimes(base, images, tmp_path, n
 
 def test_int8_scores_follow_the_float_network_on_real_images(base, images, tmp_path):
     patch = perturbed(base, "task", 3, classes=10, sizes=(48,))
-    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW, unsigned=True)
     model = PatchedModel(base)
     model.load_patch(patch)
     _, wanted = evaluate(model, images, 48, base)
@@ -166,13 +171,13 @@ def test_a_scale_that_turns_negative_on_a_shared_row_is_refused_by_name(base, im
     tensors["features.3.conv.0.1.weight"] = gamma
     flipped = replace(patch, variants={32: tensors})
     with pytest.raises(NegativeScaleError, match=r"'task'.*features\.3\.conv\.0\.0.*7"):
-        export_bundle(tmp_path / "b", base, [flipped], {"task": images}, config=FEW)
+        export_bundle(tmp_path / "b", base, [flipped], {"task": images}, config=FEW, unsigned=True)
     assert not (tmp_path / "b").exists()
 
 
 def test_depthwise_kernels_over_a_base_without_slots_for_them_are_refused(base, images, tmp_path):
     plain = perturbed(base, "plain", 1)
-    export_bundle(tmp_path / "b", base, [plain], {"plain": images}, config=FEW)
+    export_bundle(tmp_path / "b", base, [plain], {"plain": images}, config=FEW, unsigned=True)
     deep = perturbed(base, "deep", 2, ("scale_bias", "depthwise", "head"))
     with pytest.raises(PatchError, match="17 convolutions that this base shares"):
         export_patch(tmp_path / "b", base, deep, images, config=FEW)
@@ -184,17 +189,19 @@ def test_what_can_be_known_first_is_refused_before_anything_is_written(base, ima
     other = Base.from_torchvision("mobilenet_v2", width_mult=0.35)
     path = tmp_path / "b"
     with pytest.raises(WrongBaseError):
-        export_bundle(path, other, [patch], {"task": images})
+        export_bundle(path, other, [patch], {"task": images}, unsigned=True)
     with pytest.raises(EmptyCalibrationError, match="no calibration images"):
-        export_bundle(path, base, [patch], {"another": images})
+        export_bundle(path, base, [patch], {"another": images}, unsigned=True)
     with pytest.raises(EmptyCalibrationError, match="0 calibration images"):
-        export_bundle(path, base, [patch], {"task": images.subset([])})
+        export_bundle(path, base, [patch], {"task": images.subset([])}, unsigned=True)
     with pytest.raises(HeadCapacityError):
-        export_bundle(path, base, [patch], {"task": images}, head_capacity=2)
+        export_bundle(path, base, [patch], {"task": images}, head_capacity=2, unsigned=True)
     with pytest.raises(UnknownResolutionError):
-        export_bundle(path, base, [patch], {"task": images}, resolutions=[48], config=FEW)
+        export_bundle(
+            path, base, [patch], {"task": images}, resolutions=[48], config=FEW, unsigned=True
+        )
     with pytest.raises(ConfigError, match="at least 1 task"):
-        export_bundle(path, base, [], {})
+        export_bundle(path, base, [], {}, unsigned=True)
     assert not path.exists()
 
 
@@ -207,7 +214,7 @@ def test_exporting_changes_neither_patch_nor_base(base, images, tmp_path):
     patch = perturbed(base, "task", 1)
     before = {key: value.copy() for key, value in patch.tensors(32).items()}
     state = {key: value.clone() for key, value in base.module.state_dict().items()}
-    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW, unsigned=True)
     for key, value in patch.tensors(32).items():
         np.testing.assert_array_equal(value, before[key])
     for key, value in base.module.state_dict().items():
@@ -241,7 +248,9 @@ def test_trained_patches_of_every_kind_of_statistics_run_as_their_float_network(
     config = PatchConfig(statistics=statistics)
     settings = TrainConfig(epochs=1, batch_size=8)
     patch = train_patch(base, images, settings, config, resolutions=[48], task="t", quiet=True)
-    export_bundle(tmp_path / "b", base, [patch], {"t": images}, config=FEW, float_files=True)
+    export_bundle(
+        tmp_path / "b", base, [patch], {"t": images}, config=FEW, float_files=True, unsigned=True
+    )
     model = PatchedModel(base)
     model.load_patch(patch)
     float_top1, wanted = evaluate(model, images, 48, base)
@@ -261,7 +270,9 @@ def test_trained_patches_of_every_kind_of_statistics_run_as_their_float_network(
 
 def test_each_resolution_of_a_task_is_its_own_variant(base, images, tmp_path):
     patch = perturbed(base, "task", 5, sizes=(32, 48))
-    bundle = export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+    bundle = export_bundle(
+        tmp_path / "b", base, [patch], {"task": images}, config=FEW, unsigned=True
+    )
     assert bundle.manifest.resolutions == (32, 48)
     values = bundle.patch("task").values
     assert not np.array_equal(values[32].weight_scale, values[48].weight_scale)
@@ -292,8 +303,7 @@ def test_a_pooling_to_more_than_one_value_serves_one_resolution(images, tmp_path
     with pytest.raises(UnknownResolutionError) as caught:
         export_bundle(
             tmp_path / "bundle", pooled, [patch], {"first": images}, config=FEW,
-            progress=told.append,
-        )  # fmt: skip
+            progress=told.append, unsigned=True)  # fmt: skip
     assert str(caught.value) == (
         f"{px}x{px} px would give '3.average' a map of {side}x{side}; it pools adaptively to more "
         "than 1x1, which was lowered for 8x8; choose a resolution that gives this map, or pool to "
@@ -304,7 +314,13 @@ def test_a_pooling_to_more_than_one_value_serves_one_resolution(images, tmp_path
     with pytest.raises(UnknownResolutionError, match=r"would give '3.average' a map of"):
         FloatRunner(fold_patch(lower_base(pooled)))(np.zeros((1, px, px, 3), np.uint8))
     bundle = export_bundle(
-        tmp_path / "bundle", pooled, [patch], {"first": images}, resolutions=(16,), config=FEW
+        tmp_path / "bundle",
+        pooled,
+        [patch],
+        {"first": images},
+        resolutions=(16,),
+        config=FEW,
+        unsigned=True,
     )
     assert verify_bundle(bundle.path, {"first": images}, reference_limit=2).ok
 
@@ -312,8 +328,10 @@ def test_a_pooling_to_more_than_one_value_serves_one_resolution(images, tmp_path
 def test_a_task_name_twice_is_refused_before_anything_is_written(base, images, tmp_path):
     patch = perturbed(base, "task", 1)
     with pytest.raises(AlreadyAttachedError, match="'task' is there 2 times"):
-        export_bundle(tmp_path / "b", base, [patch, patch], {"task": images}, config=FEW)
-    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW)
+        export_bundle(
+            tmp_path / "b", base, [patch, patch], {"task": images}, config=FEW, unsigned=True
+        )
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW, unsigned=True)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     with pytest.raises(AlreadyAttachedError, match="'task' is in bundle"):
         export_patch(tmp_path / "b", base, patch, images, config=FEW)
@@ -335,7 +353,12 @@ def test_a_disk_that_fills_up_at_the_last_task_leaves_no_bundle_at_all(
     monkeypatch.setattr(bundle_module, "write_atomic", fill_up)
     with pytest.raises(StorageError, match=r"bundle .*/b: No space left; free space"):
         export_bundle(
-            tmp_path / "b", base, patches, {"first": images, "second": images}, config=FEW
+            tmp_path / "b",
+            base,
+            patches,
+            {"first": images, "second": images},
+            config=FEW,
+            unsigned=True,
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -343,7 +366,15 @@ def test_a_disk_that_fills_up_at_the_last_task_leaves_no_bundle_at_all(
 def test_progress_names_each_task_and_resolution(base, images, tmp_path):
     seen = []
     patch = perturbed(base, "task", 1, sizes=(32, 48))
-    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW, progress=seen.append)
+    export_bundle(
+        tmp_path / "b",
+        base,
+        [patch],
+        {"task": images},
+        config=FEW,
+        progress=seen.append,
+        unsigned=True,
+    )
     assert seen == [f"task at {px} px, 16 calibration images" for px in (32, 48)]
 
 
@@ -370,10 +401,55 @@ def test_coding_is_judged_by_labels_matched_by_name_or_by_the_networks_own_answe
     for dataset in (images, turned, nameless):
         with pytest.raises(StorageError):
             export_bundle(
-                tmp_path / "b", base, [patch], {"task": dataset}, config=FEW, coding=CodingConfig()
+                tmp_path / "b",
+                base,
+                [patch],
+                {"task": dataset},
+                config=FEW,
+                coding=CodingConfig(),
+                unsigned=True,
             )
     (first, answers), (second, _), (third, _) = judged
     assert np.array_equal(first, images.labels)
     assert np.array_equal(second, images.labels)
     assert np.array_equal(third, answers)
     assert not np.array_equal(first, answers)
+
+
+def test_coding_keeps_its_budget_on_validation_images_where_there_are_some(base, images, tmp_path):
+    patch = perturbed(base, "task", 1, classes=10)
+    few = images.subset(range(31))
+    with pytest.raises(DataError, match="31 validation images; choosing steps needs at least 32"):
+        export_bundle(
+            tmp_path / "b",
+            base,
+            [patch],
+            {"task": images},
+            config=FEW,
+            coding=CodingConfig(),
+            validation={"task": few},
+            unsigned=True,
+        )
+    export_bundle(tmp_path / "b", base, [patch], {"task": images}, config=FEW, unsigned=True)
+    other = perturbed(base, "other", 2, classes=10)
+    with pytest.raises(DataError, match="31 validation images"):
+        export_patch(
+            tmp_path / "b", base, other, images, config=FEW, coding=CodingConfig(), validation=few
+        )
+
+
+def test_a_bundle_is_unsigned_only_where_that_is_said(base, images, tmp_path):
+    patch = perturbed(base, "task", 1)
+    key = SigningKey.from_seed(bytes(32))
+    signing = Signing(TrustedKeys((key.public,), threshold=1), (key,))
+    for given, unsigned, who in (("neither", False, None), ("both", True, signing)):
+        with pytest.raises(ConfigError) as caught:
+            export_bundle(
+                tmp_path / "b", base, [patch], {"task": images}, signing=who, unsigned=unsigned
+            )
+        assert str(caught.value) == (
+            f"{given} of signing and unsigned given; a bundle pins the keys that its patches must "
+            "be signed by, or says that it is for development; pass signing=Signing(...) or "
+            "unsigned=True"
+        )
+        assert not (tmp_path / "b").exists()

@@ -164,6 +164,9 @@ def test_every_way_is_measured_and_adds_up(folder):
         assert len(one["choice"]["right"]) == one["test_images"] == 100
         top1 = one["choice"]["test"][str(one["plan"]["sides"][0])]["top1"]
         assert top1 == pytest.approx(one["choice"]["right"].count("1"))
+        last = one["choice"]["test"][str(one["plan"]["sides"][-1])]
+        floats = last["top1"] - last["to_float"]["points"]
+        assert one["last_float_right"].count("1") == pytest.approx(floats)
 
 
 def test_curves_lose_bytes_as_the_budget_grows(folder):
@@ -187,6 +190,14 @@ def test_goals_and_tables_are_printed_and_written(folder):
     assert page in (folder / "again.txt").read_text()
     for goal in list_goals(document["records"], document["times"]):
         assert f"| {goal.what} |" in page
+    plain, shared, _ = (one["last_float_right"] for one in document["records"])
+    paired = [one for one in document["goals"] if one["what"].startswith("shared: the same")]
+    # One task of 100 images: a point each. What neither or both get right is no error.
+    turned = sum(a != b for a, b in zip(plain, shared, strict=True))
+    lost = plain.count("1") - shared.count("1")
+    error = math.sqrt((turned - lost**2 / 100) / 99) * 10
+    assert [(one["value"], one["error"]) for one in paired] == [pytest.approx((lost, error))]
+    assert turned > 0
     assert (folder / "out/benchmarks/quick/patch-bytes.png").read_bytes().startswith(PNG)
 
 

@@ -1,3 +1,5 @@
+import os
+import stat
 import subprocess
 import sys
 
@@ -41,6 +43,27 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path):
     )
     assert done.stdout.startswith(f"refused: cannot write {path} (100000 bytes)")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_folder_that_cannot_be_synced_after_the_rename_is_told_as_that(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    real = os.fsync
+
+    def fail(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError) as caught:
+        write_atomic(path, b"new")
+    assert str(caught.value) == (
+        f"wrote {path} (3 bytes), but its folder cannot be synced: Input/output error; the new "
+        "content stands, but may not survive a loss of power; check the disk and write it again"
+    )
+    assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
 
 

@@ -31,6 +31,7 @@ from patchdeploy.cli.options import (
     parse_words,
     show_progress,
 )
+from patchdeploy.cli.places import is_file, is_folder
 from patchdeploy.cli.signing import (
     BudgetOption,
     ExpiresOption,
@@ -52,7 +53,7 @@ from patchdeploy.cli.tables import (
     verify_table,
 )
 from patchdeploy.cli.train import TRAIN_FORMS, new_config, train
-from patchdeploy.errors import ConfigError, DataError
+from patchdeploy.errors import ConfigError, DataError, StorageError
 from patchdeploy.named import (
     is_packaged,
     open_base,
@@ -125,6 +126,13 @@ def export(
     float_files: Annotated[
         bool, typer.Option("--float", help="Also stand-alone float32 files (they share nothing).")
     ] = False,
+    validation: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TASK=IMAGES",
+            help="Images that training has not seen, for the budget. Default: the calibration's.",
+        ),
+    ] = [],  # noqa: B006 - typer reads it and never changes it
     key: KeyOption = None,
     trusted: TrustedOption = None,
     expires: ExpiresOption = None,
@@ -154,7 +162,9 @@ def export(
             head_capacity=head_capacity,
             float_files=float_files,
             coding=coding,
+            validation=dict(_task_images(one) for one in validation),
             signing=signing,
+            unsigned=signing is None,
             progress=report,
         )
     _print_sizes(bundle, as_json)
@@ -167,6 +177,13 @@ def add(
     calibration: Annotated[str, typer.Option(metavar="IMAGES", help="Training images.")],
     base: BaseOption = "embedded",
     float_files: Annotated[bool, typer.Option("--float", help="Also float32 files.")] = False,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Images that training has not seen, for the budget. Default: the calibration's.",
+        ),
+    ] = None,
     key: KeyOption = None,
     expires: ExpiresOption = None,
     unsigned: UnsignedOption = False,
@@ -188,6 +205,7 @@ def add(
             open_calibration(calibration),
             float_files=float_files,
             coding=coding,
+            validation=None if validation is None else open_calibration(validation),
             signing=signing,
             progress=report,
         )
@@ -220,9 +238,10 @@ def inspect(
 ) -> None:
     """Show a bundle's bytes, shared and private; or a patch file's header, parts and signers."""
     from patchdeploy.bundle import open_bundle
+    from patchdeploy.cli.inspect import inspect_file
 
-    if place.is_file():
-        _inspect_file(place, trusted, of_bundle, as_json)
+    if is_file(place):
+        inspect_file(place, trusted, of_bundle, as_json)
         return
     if trusted is not None or of_bundle is not None:
         raise ConfigError(
@@ -230,19 +249,6 @@ def inspect(
             "keys and base; leave them out or name a .pdp file"
         )
     _print_sizes(open_bundle(place), as_json)
-
-
-def _inspect_file(path: Path, trusted: Path | None, bundle: Path | None, as_json: bool) -> None:
-    from patchdeploy.bundle import open_bundle
-    from patchdeploy.cli.inspect import describe_patch, patch_tables
-    from patchdeploy.patchfile.keys import TrustedKeys
-
-    document = describe_patch(
-        patch_commands.read_patch_file(path),
-        None if trusted is None else TrustedKeys.load(trusted),
-        None if bundle is None else open_bundle(bundle, verify_hashes=False),
-    )
-    emit(as_json, {"file": str(path), **document}, *patch_tables(path, document))
 
 
 def _print_sizes(bundle: Bundle, as_json: bool) -> None:
@@ -321,13 +327,15 @@ def run(
 
 def _classify_path(engine: Engine, path: Path, task: str, px: int) -> Iterator[tuple[Path, Any]]:
     """One file or every image of a folder; an unreadable one gives its error."""
-    if path.is_dir():
-        yield from engine.classify_folder(path, task=task, resolution=px)
-        return
     try:
-        yield path, engine.classify(path, task=task, resolution=px)
-    except DataError as error:
+        one = None if is_folder(path) else engine.classify(path, task=task, resolution=px)
+    except (DataError, StorageError) as error:
         yield path, error
+        return
+    if one is None:
+        yield from engine.classify_folder(path, task=task, resolution=px)
+    else:
+        yield path, one
 
 
 @app.command(epilog=IMAGE_FORMS)

@@ -1,18 +1,20 @@
 """How a command ends: exit codes, and an error as one message in place of a traceback.
 
 0 done, 1 a check failed or a patch was refused, 2 bad input or usage, 3 an optional package is
-missing, 4 the disk is full or not writable, 5 training cannot go on, 6 a download failed, 70 a
-defect of ours, 130 interrupted.
+missing, 4 the disk is full, or a place (standard output too) cannot be written or looked into,
+5 training cannot go on, 6 a download failed, 70 a defect of ours, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
 from rich.markup import escape
 
 from patchdeploy.cli.options import errors_console
+from patchdeploy.cli.output import checked_output, warned_once
 from patchdeploy.errors import (
     DownloadError,
     MissingExtraError,
@@ -52,6 +54,12 @@ EXTRAS = {
 """The extra that brings a package, by the name it is imported under."""
 
 
+_PLACE_ERRORS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+)
+"""What only the place that a person named can be the reason of, wherever it was first touched."""
+
+
 class RunInterruptedError(Exception):
     """Ctrl-C, where there is more to say than `_INTERRUPTED`; an empty text says nothing."""
 
@@ -62,7 +70,8 @@ _INTERRUPTED = "interrupted; files that were finished are whole, nothing is half
 def run_app(app: Callable[[], object]) -> None:
     """Run the commands; every way to end is an exit code and, if it is no 0, a message."""
     try:
-        app()
+        with warned_once(), checked_output():
+            app()
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:
             _fail(_INTERRUPTED, EXIT_INTERRUPTED)
@@ -95,6 +104,12 @@ def run_app(app: Callable[[], object]) -> None:
             )
         if os.environ.get("PATCHDEPLOY_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.errno in _PLACE_ERRORS and error.filename:
+            _fail(
+                f"cannot use {error.filename}: {error.strerror}; it must be a place that lets you "
+                "in and has room; correct the path, or the rights of its folders",
+                EXIT_STORAGE,
+            )
         _fail(
             f"{type(error).__name__}: {error}; this is a defect of patchdeploy; set "
             "PATCHDEPLOY_TRACEBACK=1 to see where, and report it",

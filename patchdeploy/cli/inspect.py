@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchdeploy.cli.patch import read_patch_file
 from patchdeploy.cli.signing import show_time
-from patchdeploy.cli.tables import make_table, show_text
+from patchdeploy.cli.tables import emit, make_table
+from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import (
     ENTRY_BYTES,
     PREFIX_BYTES,
@@ -26,7 +28,7 @@ from patchdeploy.patchfile import (
     signed_message,
 )
 from patchdeploy.patchfile.coding import EXACT_BIASES, EXACT_SCALES, CodingSteps
-from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.header import ENGINE_VERSION, UPGRADE, PatchHeader
 from patchdeploy.patchfile.keys import TrustedKeys, verify_signature
 from patchdeploy.patchfile.parts import PARTS, part_lengths, read_parts
 from patchdeploy.patchfile.payload import decode_payload
@@ -37,6 +39,23 @@ if TYPE_CHECKING:
     from patchdeploy.bundle import Bundle
 
 
+def inspect_file(path: Path, trusted: Path | None, bundle: Path | None, as_json: bool) -> None:
+    """Print what `describe_patch` finds in a file.
+
+    Raises:
+        PatchFileError: it cannot be read, or as `describe_patch`.
+        PatchdeployError: the list ``trusted`` or ``bundle`` cannot be read.
+    """
+    from patchdeploy.bundle import open_bundle
+
+    document = describe_patch(
+        read_patch_file(path),
+        None if trusted is None else TrustedKeys.load(trusted),
+        None if bundle is None else open_bundle(bundle, verify_hashes=False),
+    )
+    emit(as_json, {"file": str(path), **document}, *patch_tables(path, document))
+
+
 def describe_patch(
     data: bytes, trusted: TrustedKeys | None = None, bundle: Bundle | None = None
 ) -> dict[str, Any]:
@@ -44,7 +63,7 @@ def describe_patch(
 
     Raises:
         PatchRefusedError: the file does not hold together (checks 1, 3 and 4), or it does not fit
-            ``bundle`` (checks 7 and 8).
+            ``bundle`` (checks 7 and 8), or needs a newer engine.
     """
     container = read_container(data)
     header = PatchHeader.from_bytes(container.header)
@@ -87,6 +106,14 @@ def _changes(payload: bytes, header: PatchHeader, bundle: Bundle) -> dict[str, A
     table = bundle.coding_table
     if header.base_sha256 != table.sha256:
         return {"base_matches": False}
+    if header.engine > ENGINE_VERSION:
+        raise PatchRefusedError(
+            "engine",
+            "engine version that the patch needs",
+            f"at most {ENGINE_VERSION}",
+            str(header.engine),
+            UPGRADE,
+        )
     patch = decode_payload(payload, header, table)
     steps = _read_steps(payload)
     present = bundle.header(header.task).sequence if header.task in bundle.tasks else None
@@ -135,6 +162,7 @@ def patch_tables(path: Path, document: dict[str, Any]) -> list[Any]:
         ["sequence", str(header["sequence"])],
         ["expires", show_time(header["expires"])],
         ["classes", str(header["classes"])],
+        ["engine", _engine_text(header["engine"])],
         ["resolutions", ", ".join(map(str, header["resolutions"]))],
         ["runtimes' formats", ", ".join(sorted(header["results"]))],
         ["base", header["base"]["sha256"]],
@@ -149,6 +177,12 @@ def patch_tables(path: Path, document: dict[str, Any]) -> list[Any]:
     if document["changes"] is not None:
         tables += _change_tables(document["changes"])
     return tables
+
+
+def _engine_text(needed: int) -> str:
+    if needed <= ENGINE_VERSION:
+        return str(needed)
+    return f"{needed}; this version has {ENGINE_VERSION}: {UPGRADE}"
 
 
 def _signature_text(document: dict[str, Any]) -> str:
@@ -166,10 +200,10 @@ def _change_tables(changes: dict[str, Any]) -> list[Any]:
     steps = changes["steps"]
     about = [
         ["in the bundle", "no such task" if held is None else f"sequence {held}"],
-        ["labels", show_text(", ".join(changes["labels"]))],
-        ["metrics", show_text(json.dumps(changes["metrics"], sort_keys=True))],
+        ["labels", ", ".join(changes["labels"])],
+        ["metrics", json.dumps(changes["metrics"], sort_keys=True)],
         ["steps of scales", _range_text(steps["scale"], EXACT_SCALES, "2^{} / 256 octave")],
-        ["steps of biases", _range_text(steps["bias"], EXACT_BIASES, "2^{} of an output step")],
+        ["steps of biases, absolute", _range_text(steps["bias"], EXACT_BIASES, "2^{}")],
         [
             "self-test",
             "none"
@@ -194,7 +228,10 @@ def _change_tables(changes: dict[str, Any]) -> list[Any]:
 
 
 def _range_text(exponents: list[int], exact: int, form: str) -> str:
-    """From the finest to the coarsest step of all convolutions."""
+    """From the finest to the coarsest step of all convolutions.
+
+    A bias's step is absolute, beta + n * 2^e: no part of the step between two int8 values.
+    """
     coded = [one for one in exponents if one != exact]
     if not coded:
         return "exact"

@@ -11,14 +11,21 @@ from typing import Annotated, Any
 
 import typer
 
-from patchdeploy.bundle.reader import MANIFEST
 from patchdeploy.cli.options import JsonOption
+from patchdeploy.cli.places import (
+    check_folder_of,
+    check_outside_bundles,
+    is_folder,
+    is_there,
+    resolve,
+)
 from patchdeploy.cli.tables import emit, make_table
 from patchdeploy.errors import ConfigError, PatchdeployError
+from patchdeploy.patchfile.key_files import hold_folder
 from patchdeploy.patchfile.keys import (
-    KEY_FILE_SUFFIX,
     SigningKey,
     TrustedKeys,
+    is_key_file,
     list_keys,
     rotate,
 )
@@ -50,21 +57,13 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Make a private key that only its owner can read, and print its public half."""
-    _check_place(file)
-    if threshold is not None and trusted is None:
-        raise ConfigError(
-            f"--threshold {threshold} without --trusted; it belongs to a list of trusted keys; "
-            "pass --trusted FILE"
-        )
+    _check_new(file, trusted, threshold)
     key = SigningKey.new()
-    pinned = None if trusted is None else _append(trusted, key.public, threshold)
-    key.save(file)
-    if trusted is not None and pinned is not None:
-        try:
-            pinned.save(trusted)
-        except PatchdeployError:
-            file.unlink(missing_ok=True)  # nobody trusts it and nobody has it
-            raise
+    pinned = None
+    if trusted is None:
+        key.save(file)
+    else:
+        pinned = _save_both(key, file, trusted, threshold)
     document = {
         "file": str(file),
         "public": key.public.hex(),
@@ -75,10 +74,50 @@ def new(
     emit(as_json, document, _pairs("New key", document))
 
 
+def _check_new(file: Path, trusted: Path | None, threshold: int | None) -> None:
+    if threshold is not None and trusted is None:
+        raise ConfigError(
+            f"--threshold {threshold} without --trusted; it belongs to a list of trusted keys; "
+            "pass --trusted FILE"
+        )
+    check_outside_bundles(file)
+    check_folder_of(file)
+    if trusted is None:
+        return
+    check_folder_of(trusted)
+    if resolve(file) == resolve(trusted):
+        raise ConfigError(
+            f"key file {file} is also the list of --trusted {trusted}; the list would be written "
+            "over the key; give them different names"
+        )
+
+
+def _save_both(key: SigningKey, file: Path, trusted: Path, threshold: int | None) -> TrustedKeys:
+    """The key, then the list with it; where the list does not get it, the key goes again."""
+    with hold_folder(trusted.parent):
+        pinned = _append(trusted, key.public, threshold)
+        key.save(file)
+        try:
+            pinned.save(trusted)
+        except BaseException:
+            if not _may_trust(trusted, key.public):
+                file.unlink(missing_ok=True)  # nobody trusts it and nobody has it
+            raise
+    return pinned
+
+
 def _append(path: Path, public: bytes, threshold: int | None) -> TrustedKeys:
-    if not path.exists():
+    if not is_there(path):
         return TrustedKeys((public,), threshold or 1)
     return _with_threshold(rotate(TrustedKeys.load(path), public), threshold)
+
+
+def _may_trust(path: Path, public: bytes) -> bool:
+    """Whether the list has the key, or cannot be read so that nobody knows."""
+    try:
+        return is_there(path) and public in TrustedKeys.load(path).keys
+    except PatchdeployError:
+        return True
 
 
 def _with_threshold(trusted: TrustedKeys, threshold: int | None) -> TrustedKeys:
@@ -96,7 +135,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """Show the public halves of private keys, or the keys of a trusted list by index."""
-    if place.is_dir():
+    if is_folder(place):
         rows = [
             {
                 "file": str(one.path),
@@ -108,7 +147,7 @@ def list_(
         cells = [[row["file"] or "", row["public"] or row["problem"] or ""] for row in rows]
         table = make_table(f"Keys in {place}", ["file", "public key"], cells, text=(0, 1))
         emit(as_json, {"folder": str(place), "keys": rows}, table)
-    elif place.suffix == KEY_FILE_SUFFIX:
+    elif is_key_file(place):
         document = {"file": str(place), "public": SigningKey.load(place).public.hex()}
         emit(as_json, document, _pairs("Key", document))
     else:
@@ -136,9 +175,11 @@ def rotate_(
             "none of --add, --revoke and --threshold; a rotation changes one of them; pass what "
             "is to change"
         )
-    before = _lowered(TrustedKeys.load(trusted), threshold)
-    made = _with_threshold(rotate(before, _parse_public(add), revoke), threshold)
-    made.save(trusted)
+    public = _parse_public(add)
+    with hold_folder(trusted.parent):
+        before = _lowered(TrustedKeys.load(trusted), threshold)
+        made = _with_threshold(rotate(before, public, revoke), threshold)
+        made.save(trusted)
     _print_trusted(trusted, made, as_json)
 
 
@@ -157,20 +198,6 @@ def _parse_public(text: str | None) -> bytes | None:
             f"--add is {text[:80]!r}; it must be a public key in 64 hexadecimal digits; "
             "patchdeploy keys list FILE.pem shows it"
         ) from error
-
-
-def _check_place(file: Path) -> None:
-    """Never a private key in a bundle: bundles are copied to every device.
-
-    Raises:
-        ConfigError: a folder above ``file`` is a bundle.
-    """
-    for folder in file.resolve().parents:
-        if (folder / MANIFEST).exists():
-            raise ConfigError(
-                f"key file {file} would lie in bundle {folder}; a bundle is copied to every "
-                "device, and a private key to none; choose a folder outside of it"
-            )
 
 
 def _print_trusted(path: Path, trusted: TrustedKeys, as_json: bool) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from patchdeploy.cli.exit import EXIT_CHECK_FAILED
 from patchdeploy.cli.options import BundleArgument, JsonOption, show_progress
+from patchdeploy.cli.places import check_folder_of, is_there
 from patchdeploy.cli.signing import (
     AllowUnsignedOption,
     ExpiresOption,
@@ -22,7 +23,7 @@ from patchdeploy.cli.signing import (
     show_time,
     warn,
 )
-from patchdeploy.cli.tables import emit, make_table, show_text
+from patchdeploy.cli.tables import emit, make_table
 from patchdeploy.errors import ConfigError, PatchFileError
 from patchdeploy.patchfile import (
     MAX_FILE_BYTES,
@@ -79,6 +80,7 @@ def pack(
     """
     from patchdeploy.bundle import open_bundle
 
+    check_folder_of(out)
     opened = open_bundle(bundle, verify_hashes=False)
     data = opened.read(opened.task(task).file)
     checked = check_patch_file(data, opened.policy(task))
@@ -87,7 +89,7 @@ def pack(
         header = replace(header, sequence=sequence)
     if expires is not None:
         header = replace(header, expires=parse_expiry(expires))
-    if out.exists():
+    if is_there(out):
         raise ConfigError(
             f"{out} is there already; a patch file may hold signatures, so none is written over; "
             "choose another name or remove it"
@@ -178,8 +180,5 @@ def check(
 
 def _check_table(file: Path, report: PatchReport) -> Any:
     words = {True: "pass", False: "FAIL", None: "-"}
-    rows = [
-        [words[one.passed], str(one.number), one.name, show_text(one.detail)]
-        for one in report.checks
-    ]
+    rows = [[words[one.passed], str(one.number), one.name, one.detail] for one in report.checks]
     return make_table(f"Check {file}", ["", "no.", "check", "detail"], rows, text=(0, 2, 3))

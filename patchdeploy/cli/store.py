@@ -125,7 +125,7 @@ def list_(
             "" if one.file_bytes is None else f"{one.file_bytes:,}",
             "" if one.expires is None else show_time(one.expires),
             one.sha256,
-            show_text(one.problem or ""),
+            one.problem or "",
         ]
         for one in entries
     ]

@@ -32,17 +32,24 @@ def emit(as_json: bool, document: Any, *tables: Table) -> None:
 def make_table(
     title: str, columns: list[str], rows: list[list[str]], *, text: Sequence[int] = (0,)
 ) -> Table:
-    """A table; the columns of ``text`` hold words, the others figures (to the right)."""
-    table = Table(title=escape(title), title_justify="left", header_style="bold cyan")
+    """A table; the columns of ``text`` hold words, the others figures (to the right).
+
+    Title and cells may hold what others wrote, names of files above all: see `show_text`.
+    """
+    table = Table(title=escape(show_text(title)), title_justify="left", header_style="bold cyan")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index in text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(show_text(cell)) for cell in row))
     return table
 
 
 def show_text(text: str) -> str:
-    """Text that others wrote, safe on a terminal: what is not printable becomes its escape."""
+    """Text that others wrote, safe on a terminal: what is not printable becomes its escape.
+
+    A byte of a file's name that is no UTF-8 is a lone surrogate here, and not printable either.
+    Shown twice, a text stays as it was shown once.
+    """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )

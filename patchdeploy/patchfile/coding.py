@@ -87,7 +87,8 @@ class CodingSteps:
 
     Attributes:
         scale: t in 0..12, or `EXACT_SCALES`; the step is 2^t / 256 octave.
-        bias: e in -126..127, or `EXACT_BIASES`; the step is 2^e of the layer's own output.
+        bias: e in -126..127, or `EXACT_BIASES`; the step is 2^e, absolute, in units of what the
+            layer puts out: beta + n_b * 2^e. It is no part of an output's int8 step.
     """
 
     scale: tuple[int, ...]

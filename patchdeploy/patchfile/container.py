@@ -84,18 +84,18 @@ class CheckedPatch:
 
     Attributes:
         header: parsed.
-        payload: bytes whose hash the header gives.
+        payload: a view of the bytes whose hash the header gives; nothing is copied.
         sha256: of the whole file, its name in a store.
         signed_by: indices of the keys; empty for an unsigned file.
     """
 
     header: PatchHeader
-    payload: bytes
+    payload: memoryview
     sha256: str
     signed_by: tuple[int, ...]
 
 
-def build_patch(header: PatchHeader, payload: bytes) -> bytes:
+def build_patch(header: PatchHeader, payload: bytes | memoryview) -> bytes:
     """The file of ``header`` and ``payload``, unsigned.
 
     Raises:
@@ -153,6 +153,8 @@ def _join(
 def read_container(data: bytes) -> Container:
     """Check 1: sizes and fixed bytes, and where the parts lie.
 
+    Who reads a file reads no more of it than one byte above the limit: it may be longer still.
+
     Raises:
         PatchRefusedError: "too_large", "truncated", "magic", "header_length", "reserved",
             "signature_count".
@@ -162,7 +164,7 @@ def read_container(data: bytes) -> Container:
             "too_large",
             "file length",
             f"at most {MAX_FILE_BYTES} bytes",
-            f"{len(data)} bytes",
+            f"{len(data)} bytes{' or more' if len(data) == MAX_FILE_BYTES + 1 else ''}",
             "do not use the file; no patch is that long",
         )
     _check_reaches(data, PREFIX_BYTES)
@@ -266,13 +268,14 @@ def check_patch_file(data: bytes, policy: Policy) -> CheckedPatch:
     Raises:
         PatchRefusedError: with the code, the field, what was expected and what was found.
     """
+    data = bytes(data)  # itself, if it is bytes: what can be written to could change after this
     container = read_container(data)
     signed_by = check_signatures(container, policy)
     header = PatchHeader.from_bytes(container.header)
     _check_payload(header, container.payload)
     _check_place(header, policy)
     _check_time(header, policy)
-    return CheckedPatch(header, bytes(container.payload), sha256_hex(data), signed_by)
+    return CheckedPatch(header, container.payload, sha256_hex(data), signed_by)
 
 
 def _check_payload(header: PatchHeader, payload: memoryview) -> None:

@@ -189,19 +189,21 @@ class _Transfer:
     async def _ask(self, client: httpx.AsyncClient) -> Downloaded:
         headers = {"Accept-Encoding": "identity", "User-Agent": "patchdeploy"}
         resumed, etag = self.part.body_bytes, self.part.etag
+        total: int | None = None
         if etag is not None and resumed:
             headers |= {"Range": f"bytes={resumed}-", "If-Range": etag}
         else:
             resumed = 0
         async with client.stream("GET", self.address, headers=headers) as response:
             if resumed and response.status_code != HTTPStatus.OK:
-                self._check_continues(response, resumed, etag)
+                total = self._check_continues(response, resumed, etag)
             else:
                 resumed = 0
                 self._check_whole(response)
                 self.part.restart(_strong_etag(response))
             self._check_coding(response)
             await self._receive(response)
+        self._check_total(total)
         return Downloaded(self.part.finish(), self.shown, self.part.etag, resumed)
 
     def _check_whole(self, response: httpx.Response) -> None:
@@ -219,8 +221,8 @@ class _Transfer:
                 f"answers {_name(code)}", "it must answer 200 OK", "correct the address"
             )
 
-    def _check_continues(self, response: httpx.Response, have: int, etag: str | None) -> None:
-        """An answer that begins where the part ends, of the same file.
+    def _check_continues(self, response: httpx.Response, have: int, etag: str | None) -> int:
+        """An answer that begins where the part ends, of the same file; the length of that file.
 
         Raises:
             _StaleError: the part must be thrown away.
@@ -237,6 +239,18 @@ class _Transfer:
         if first != have or last + 1 != total:
             raise _StaleError
         self._check_length(total)
+        return total
+
+    def _check_total(self, total: int | None) -> None:
+        """A body can end in order and yet before (or behind) the end that its range announced."""
+        have = self.part.body_bytes
+        if total is None or have == total:
+            return
+        if have > total:  # then nobody can tell which of the bytes are the file's
+            self.part.discard()
+        raise self.fail(
+            f"ended with {have} of {total} bytes here", "it must send what it has announced"
+        )
 
     def _check_coding(self, response: httpx.Response) -> None:
         coding = response.headers.get("content-encoding", "identity")

@@ -31,7 +31,10 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 _TASK = re.compile(r"[a-z0-9_-]{1,64}")
 _RUNTIME = re.compile(r"[a-z0-9_-]{1,32}")
 _HEX64_RULE = "64 lower-case hexadecimal digits"
+UPGRADE = "a newer patchdeploy may read it: upgrade patchdeploy in the app"
 _REMEDY = "pack the patch again with this version of patchdeploy"
+_NEWER = f"{UPGRADE}, or {_REMEDY}"
+"""For what a later version may write: another format or encoding, a key that is not known yet."""
 _KEYS = frozenset(
     ("base", "classes", "encoding", "engine", "expires", "format", "payload", "resolutions")
     + ("results", "sequence", "sites", "task")
@@ -141,12 +144,12 @@ def _parse_fields(document: object) -> dict[str, Any]:
     Order: format, the set of keys, then the keys by name; resolutions before results.
     """
     if isinstance(document, dict) and "format" in document:
-        _integer(document["format"], "header.format", FORMAT, FORMAT)
+        _integer(document["format"], "header.format", FORMAT, FORMAT, _NEWER)
     fields = _object(document, "header", _KEYS)
     base = _object(fields["base"], "header.base", {"bytes", "sha256"})
     payload = _object(fields["payload"], "header.payload", {"bytes", "sha256"})
     if fields["encoding"] != ENCODING:
-        raise _refusal("header.encoding", repr(ENCODING), fields["encoding"])
+        raise _refusal("header.encoding", repr(ENCODING), fields["encoding"], remedy=_NEWER)
     resolutions = _resolutions(fields["resolutions"])
     return {
         "base_bytes": _integer(base["bytes"], "header.base.bytes", 1, LARGEST),
@@ -209,10 +212,10 @@ def _sites(value: object) -> tuple[tuple[int, int], ...]:
     return tuple(runs)
 
 
-def _integer(value: object, field: str, least: int, most: int) -> int:
+def _integer(value: object, field: str, least: int, most: int, remedy: str = _REMEDY) -> int:
     if type(value) is not int or not least <= value <= most:
         rule = f"the integer {least}" if least == most else f"an integer from {least} to {most}"
-        raise _refusal(field, rule, value)
+        raise _refusal(field, rule, value, remedy=remedy)
     return value
 
 
@@ -236,12 +239,15 @@ def _object(value: object, field: str, keys: Set[str]) -> dict[str, Any]:
             raise _refusal(f"{field}.{key}", "there", "missing", quote=False)
     for key in value:
         if key not in keys:
-            raise _refusal(f"{field} key", f"one of {', '.join(sorted(keys))}", key)
+            rule = f"one of {', '.join(sorted(keys))}"
+            raise _refusal(f"{field} key", rule, key, remedy=_NEWER)
     return value
 
 
-def _refusal(field: str, expected: str, got: object, quote: bool = True) -> PatchRefusedError:
+def _refusal(
+    field: str, expected: str, got: object, quote: bool = True, remedy: str = _REMEDY
+) -> PatchRefusedError:
     shown = repr(got) if quote else str(got)
     if len(shown) > 80:
         shown = f"{shown[:77]}..."
-    return PatchRefusedError("header_field", field, expected, shown, _REMEDY)
+    return PatchRefusedError("header_field", field, expected, shown, remedy)

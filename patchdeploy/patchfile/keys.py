@@ -7,9 +7,7 @@ signature, S below the group order, no cofactor.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from patchdeploy.errors import CanonicalTextError, PatchKeyError, StorageError
 from patchdeploy.patchfile.json import encode_canonical, parse_canonical
+from patchdeploy.patchfile.key_files import MAX_FILE_BYTES, is_pem, read_private, write_private
 from patchdeploy.storage import write_atomic
 
 FORMAT = 1
@@ -36,7 +35,6 @@ MAX_KEYS = 256
 MAX_THRESHOLD = 4
 KEY_FILE_SUFFIX = ".pem"
 
-_MAX_FILE_BYTES = 65_536
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _FIELD = 2**255 - 19
 _ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -81,37 +79,25 @@ class SigningKey:
         """64 bytes; the same message gives the same signature."""
         return self._private.sign(message)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a PEM file (PKCS #8, not encrypted) that only its owner can read, mode 0600.
 
         Raises:
             StorageError: there is such a file already, which stays as it is, or it cannot be
-                written; then there is none.
+                written to the disk; then there is none.
         """
         data = self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        path = Path(path)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise _unwritable(path, error) from error
+        write_private(Path(path), data)
 
     @classmethod
-    def load(cls, path: Path) -> SigningKey:
+    def load(cls, path: Path | str) -> SigningKey:
         """The key in a file that only its owner can read.
 
         Raises:
             PatchKeyError: others can read or write it, or it is not an Ed25519 key in PEM.
             StorageError: it is not there or cannot be read.
         """
-        data = _read_private(Path(path))
+        data = read_private(Path(path))
         try:
             private = load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -125,38 +111,6 @@ class SigningKey:
                 "patchdeploy keys new"
             )
         return cls(private)
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write key file {path}: {error.strerror or error}; a key is never overwritten; "
-        "choose a new name in a folder that can be written"
-    )
-
-
-def _read_private(path: Path) -> bytes:
-    """The bytes of one regular file whose mode is checked after it is open."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise StorageError(
-            f"cannot read key file {path}: {error.strerror or error}; name a file that is there "
-            "and that you own"
-        ) from error
-    others = stat.S_IMODE(status.st_mode) & 0o077
-    if others:
-        raise PatchKeyError(
-            f"key file {path} has mode {stat.S_IMODE(status.st_mode):04o}; group and others must "
-            "have no access to it; if nobody has read it, chmod 600, else make a new key"
-        )
-    if len(data) > _MAX_FILE_BYTES:
-        raise PatchKeyError(
-            f"key file {path} has more than {_MAX_FILE_BYTES} bytes; it must be one PEM key; "
-            "make one with patchdeploy keys new"
-        )
-    return data
 
 
 @dataclass(frozen=True)
@@ -175,19 +129,26 @@ class ListedKey:
 
 
 def list_keys(folder: Path) -> tuple[ListedKey, ...]:
-    """Every ``*.pem`` of ``folder``, by name; a file that cannot be used says why.
+    """The key files of ``folder``, by name; one that cannot be used says why.
+
+    Those are every ``*.pem``, and every file that begins as a PEM file does.
 
     Raises:
         StorageError: the folder cannot be read.
     """
     try:
-        paths = sorted(path for path in Path(folder).iterdir() if path.suffix == KEY_FILE_SUFFIX)
+        paths = sorted(path for path in Path(folder).iterdir() if is_key_file(path))
     except OSError as error:
         raise StorageError(
             f"cannot read key folder {folder}: {error.strerror or error}; name a folder that is "
             "there"
         ) from error
     return tuple(_list_key(path) for path in paths)
+
+
+def is_key_file(path: Path) -> bool:
+    """Whether ``path`` is meant to be a private key, by its name or by how it begins."""
+    return path.suffix == KEY_FILE_SUFFIX or is_pem(path)
 
 
 def _list_key(path: Path) -> ListedKey:
@@ -261,8 +222,8 @@ class TrustedKeys:
             PatchKeyError: any other text, or keys that `TrustedKeys` refuses.
         """
         try:
-            if len(data) > _MAX_FILE_BYTES:
-                raise CanonicalTextError(f"at most {_MAX_FILE_BYTES} bytes", f"{len(data)} bytes")
+            if len(data) > MAX_FILE_BYTES:
+                raise CanonicalTextError(f"at most {MAX_FILE_BYTES} bytes", f"{len(data)} bytes")
             document = parse_canonical(data.removesuffix(b"\n"), allow_null=True)
         except CanonicalTextError as error:
             raise PatchKeyError(
@@ -271,16 +232,16 @@ class TrustedKeys:
             ) from error
         return cls(*_parse_trusted(document))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file, whole or not at all; it holds no secret.
 
         Raises:
-            StorageError: it cannot be written; what was there is unchanged.
+            StorageError: as `write_atomic`; it says whether the old list stands or the new one.
         """
         write_atomic(Path(path), self.to_bytes() + b"\n")
 
     @classmethod
-    def load(cls, path: Path) -> TrustedKeys:
+    def load(cls, path: Path | str) -> TrustedKeys:
         """Read a file of `save`.
 
         Raises:
@@ -289,7 +250,7 @@ class TrustedKeys:
         """
         try:
             with Path(path).open("rb") as file:
-                data = file.read(_MAX_FILE_BYTES + 1)
+                data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise StorageError(
                 f"cannot read trusted keys {path}: {error.strerror or error}; name the file that "

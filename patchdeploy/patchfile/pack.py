@@ -15,7 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchdeploy.errors import PatchRefusedError, WrongBaseError
+from patchdeploy.errors import (
+    PatchRefusedError,
+    SlotTableError,
+    UnknownResolutionError,
+    WrongBaseError,
+)
 from patchdeploy.patchfile.coding import CodingSteps, exact_steps
 from patchdeploy.patchfile.container import (
     CheckedPatch,
@@ -199,12 +204,22 @@ def check_results(checked: CheckedPatch, patch: PatchFile, bases: BaseFiles) -> 
     """Check 9, first part: what comes of the patch is what its maker signed, in every runtime.
 
     Raises:
-        PatchRefusedError: code "result".
+        PatchRefusedError: code "result": another model, or a resolution that a base file lacks.
+        IntegrityError: a base file is not the one of its slot table.
     """
     for name, base in bases.items():
         expected: Mapping[int, str] = checked.header.results.get(name, {})
         for px, values in patch.values.items():
-            found = result_sha256(values, px, *base)
+            try:
+                found = result_sha256(values, px, *base)
+            except (UnknownResolutionError, SlotTableError) as error:
+                raise PatchRefusedError(
+                    "result",
+                    f"{name} at {px} px",
+                    "a model that this base file can become",
+                    f"none ({error})",
+                    "use the base files that the patch was packed with",
+                ) from error
             if expected.get(px) != found:
                 raise PatchRefusedError(
                     "result",

@@ -72,8 +72,10 @@ def deflate(content: bytes) -> bytes:
     return min(streams, key=len)
 
 
-def read_parts(payload: bytes, most_bytes: Mapping[str, int]) -> dict[str, bytes]:
-    """Every part of a payload, inflated, by name.
+def read_parts(
+    payload: bytes | memoryview, most_bytes: Mapping[str, int]
+) -> dict[str, bytes | memoryview]:
+    """Every part of a payload by name: inflated, or a view of it where it is stored.
 
     Args:
         most_bytes: by part, the greatest length that it can have; a longer one is not inflated.
@@ -81,24 +83,18 @@ def read_parts(payload: bytes, most_bytes: Mapping[str, int]) -> dict[str, bytes
     Raises:
         PatchRefusedError: codes "parts" (order, lengths) and "inflate".
     """
-    contents: dict[str, bytes] = {}
-    place = 0
+    contents: dict[str, bytes | memoryview] = {}
+    view, place = memoryview(payload), 0
     for index, name in enumerate(PARTS):
-        if place + _PREFIX.size > len(payload):
-            raise refuse("parts", name, "a part of 10 bytes and more", len(payload) - place)
-        number, method, length, stored = _PREFIX.unpack_from(payload, place)
+        method, length, stored = _read_prefix(payload, place, index)
         place += _PREFIX.size
-        if number != index or method not in (STORED, DEFLATED):
-            raise refuse("parts", name, f"part {index} by method 0 or 1", (number, method))
         if length > most_bytes[name]:
             raise refuse("inflate", f"{name} length", f"at most {most_bytes[name]}", length)
-        if place + stored > len(payload) or (method == STORED and stored != length):
-            raise refuse("parts", f"{name} length", "inside the payload", stored)
-        body = payload[place : place + stored]
+        _check_stored(payload, place, name, (method, length, stored))
+        body = view[place : place + stored]
         contents[name] = body if method == STORED else _inflate(name, body, length)
         place += stored
-    if place != len(payload):
-        raise refuse("parts", "payload", f"{place} bytes, those of its parts", len(payload))
+    _check_end(payload, place)
     return contents
 
 
@@ -106,19 +102,44 @@ def part_lengths(payload: bytes | memoryview) -> dict[str, int]:
     """Length of each part as it stands in ``payload``, its prefix included; nothing is inflated.
 
     Raises:
-        PatchRefusedError: code "parts".
+        PatchRefusedError: code "parts" (order, method, lengths): together they are the payload.
     """
     lengths: dict[str, int] = {}
     place = 0
-    for name in PARTS:
-        if place + _PREFIX.size > len(payload):
-            raise refuse("parts", name, "a part of 10 bytes and more", len(payload) - place)
-        lengths[name] = _PREFIX.size + _PREFIX.unpack_from(payload, place)[3]
+    for index, name in enumerate(PARTS):
+        prefix = _read_prefix(payload, place, index)
+        _check_stored(payload, place + _PREFIX.size, name, prefix)
+        lengths[name] = _PREFIX.size + prefix[2]
         place += lengths[name]
+    _check_end(payload, place)
     return lengths
 
 
-def _inflate(name: str, body: bytes, length: int) -> bytes:
+def _read_prefix(payload: bytes | memoryview, place: int, index: int) -> tuple[int, int, int]:
+    """Method, length as it is read and length as it stands there of part ``index``."""
+    name = PARTS[index]
+    if place + _PREFIX.size > len(payload):
+        raise refuse("parts", name, "a part of 10 bytes and more", len(payload) - place)
+    number, method, length, stored = _PREFIX.unpack_from(payload, place)
+    if number != index or method not in (STORED, DEFLATED):
+        raise refuse("parts", name, f"part {index} by method 0 or 1", (number, method))
+    return method, length, stored
+
+
+def _check_stored(
+    payload: bytes | memoryview, place: int, name: str, prefix: tuple[int, int, int]
+) -> None:
+    method, length, stored = prefix
+    if place + stored > len(payload) or (method == STORED and stored != length):
+        raise refuse("parts", f"{name} length", "inside the payload", stored)
+
+
+def _check_end(payload: bytes | memoryview, place: int) -> None:
+    if place != len(payload):
+        raise refuse("parts", "payload", f"{place} bytes, those of its parts", len(payload))
+
+
+def _inflate(name: str, body: memoryview, length: int) -> bytes:
     """Exactly ``length`` bytes, from a stream that ends exactly where ``body`` does."""
     stream = zlib.decompressobj(-15)
     try:
@@ -143,7 +164,9 @@ def pack_planes(numbers: Int64Array) -> bytes:
     return bytes([planes]) + np.ascontiguousarray(folded[:, :planes].T).tobytes()
 
 
-def read_planes(name: str, content: bytes, place: int, count: int) -> tuple[Int64Array, int]:
+def read_planes(
+    name: str, content: bytes | memoryview, place: int, count: int
+) -> tuple[Int64Array, int]:
     """The inverse of `pack_planes`: int64 [count], and where it ended.
 
     Raises:

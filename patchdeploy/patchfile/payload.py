@@ -111,7 +111,10 @@ def encode_payload(
 
 
 def decode_payload(
-    payload: bytes, header: PatchHeader, table: CodingTable, resolution: int | None = None
+    payload: bytes | memoryview,
+    header: PatchHeader,
+    table: CodingTable,
+    resolution: int | None = None,
 ) -> PatchFile:
     """The patch in ``payload``, which belongs to ``header``; every value checked.
 
@@ -132,11 +135,11 @@ def decode_payload(
     runtimes, sides, classes = tuple(header.results), header.resolutions, header.classes
     lengths = _Lengths.of(len(sides), classes, table)
     contents = read_parts(payload, lengths.most_bytes(len(runtimes)))
-    labels = _read_labels(contents["labels"], classes)
-    notes = _read_notes(contents["notes"])
-    steps = _read_steps(contents["steps"], lengths)
+    labels = _read_labels(bytes(contents["labels"]), classes)
+    notes = _read_notes(bytes(contents["notes"]))
+    steps = _read_steps(bytes(contents["steps"]), lengths)
     codes = PatchCodes(steps, classes, _read_codes(contents, sides, lengths))
-    golden = read_golden(contents["golden"], runtimes, sides, classes)
+    golden = read_golden(bytes(contents["golden"]), runtimes, sides, classes)
     check_steps(steps, table)
     values = decode_values(codes, table, resolution)
     return PatchFile(header.task, labels, header.base_sha256, values, notes, golden)
@@ -222,7 +225,7 @@ def _code_bytes(resolutions: Sequence[ResolutionCodes]) -> dict[str, bytes]:
 
 
 def _read_codes(
-    contents: Mapping[str, bytes], sides: Sequence[int], lengths: _Lengths
+    contents: Mapping[str, bytes | memoryview], sides: Sequence[int], lengths: _Lengths
 ) -> dict[int, ResolutionCodes]:
     sites, activations = lengths.sites, contents["activations"]
     _check_length("activations", len(activations), sites, least=True)
@@ -242,7 +245,7 @@ def _read_codes(
     }
 
 
-def _read_all(name: str, content: bytes, place: int, count: int) -> Int64Array:
+def _read_all(name: str, content: bytes | memoryview, place: int, count: int) -> Int64Array:
     numbers, end = read_planes(name, content, place, count)
     _check_length(name, len(content), end)
     return numbers

@@ -1,8 +1,8 @@
 """A folder of patch files over HTTP, for development and for networks of one's own.
 
 In: a folder. Out: a Starlette app with the files (ranges, ETag = SHA-256) and ``index.json``, which
-names the newest file of each task. The server need not be trusted: whoever fetches a file checks
-its signatures, and the index only says where to look.
+names the newest signed file of each task. The server need not be trusted: whoever fetches a file
+checks its signatures, and the index only says where to look.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from patchdeploy.errors import ConfigError, PatchRefusedError
-from patchdeploy.patchfile.container import MAX_FILE_BYTES, read_container
-from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.container import (
+    ENTRY_BYTES,
+    MAX_FILE_BYTES,
+    MAX_SIGNATURES,
+    PREFIX_BYTES,
+    read_container,
+)
+from patchdeploy.patchfile.header import MAX_HEADER_BYTES, PatchHeader
 from patchdeploy.storage import sha256_hex
 
 INDEX = "index.json"
@@ -34,6 +41,9 @@ MEDIA_TYPE = "application/octet-stream"
 MAX_CONNECTIONS = 64
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.pdp")
+_RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
+_START_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES + MAX_SIGNATURES * ENTRY_BYTES
+"""All of a file but its payload, at most."""
 LOGGER = logging.getLogger("patchdeploy.server")
 
 
@@ -44,13 +54,18 @@ def make_app(folder: Path) -> Starlette:
         ConfigError: ``folder`` is no folder.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ConfigError(
             f"{folder} is not a folder; a server needs one with .pdp files in it; correct the path"
         )
 
     def index(request: Request) -> Response:
-        return JSONResponse(make_index(folder), headers={"cache-control": "no-cache"})
+        try:
+            document = make_index(folder)
+        except OSError as error:
+            LOGGER.warning("%s cannot be read: %s", folder, error)
+            return PlainTextResponse("the folder cannot be read now\n", status_code=503)
+        return JSONResponse(document, headers={"cache-control": "no-cache"})
 
     def file(request: Request) -> Response:
         return _answer(folder, request)
@@ -58,32 +73,72 @@ def make_app(folder: Path) -> Starlette:
     return Starlette(routes=[Route(f"/{INDEX}", index), Route("/{name}", file)])
 
 
-def make_index(folder: Path) -> dict[str, Any]:
-    """What ``index.json`` says: for each task the file with the highest sequence number.
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
-    A file that does not parse is left out, with a logged warning.
+
+def make_index(folder: Path) -> dict[str, Any]:
+    """What ``index.json`` says: for each task the signed file with the highest sequence number.
+
+    An unsigned file is named only where the task has no signed one: no reader takes it in place of
+    one. Whether signatures are valid nobody can tell here. Of all files the headers are read, and
+    whole only those that are named. A file that does not hold together is left out, with a logged
+    warning, and the next best one is named.
+
+    Raises:
+        OSError: the folder cannot be read.
     """
-    newest: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[tuple[bool, int, Path]]] = {}
     for path in sorted(folder.iterdir()):
         if _NAME.fullmatch(path.name) is None:
             continue
-        try:
-            entry = _describe(path)
-        except (PatchRefusedError, OSError) as error:
-            LOGGER.warning("%s is not listed: %s", path, error)
-            continue
-        task = entry.pop("task")
-        if task not in newest or entry["sequence"] > newest[task]["sequence"]:
-            newest[task] = entry
+        with _left_out(path):
+            header, signatures = _read_header(path)
+            found.setdefault(header.task, []).append((signatures > 0, header.sequence, path))
+    newest: dict[str, dict[str, Any]] = {}
+    for task, candidates in found.items():
+        # Of equals the first by name: sorted() keeps their order.
+        for _, _, path in sorted(candidates, key=lambda one: one[:2], reverse=True):
+            with _left_out(path):
+                newest[task] = _describe(path, task)
+                break
     return {"format": INDEX_FORMAT, "tasks": newest}
 
 
-def _describe(path: Path) -> dict[str, Any]:
+@contextmanager
+def _left_out(path: Path) -> Iterator[None]:
+    """A block about one file; what is wrong with it is logged."""
+    try:
+        yield
+    except (PatchRefusedError, OSError) as error:
+        LOGGER.warning("%s is not listed: %s", path, error)
+
+
+def _read_header(path: Path) -> tuple[PatchHeader, int]:
+    """The header and the count of signatures, from the first bytes of a file of the right length.
+
+    Raises:
+        PatchRefusedError, OSError: they cannot be read.
+    """
+    start, length_bytes = _read(path, _START_BYTES)
+    container = read_container(start)
+    header = PatchHeader.from_bytes(container.header)
+    expected = len(start) - len(container.payload) + header.payload_bytes
+    if length_bytes != expected:
+        raise OSError(errno.EINVAL, f"it has {length_bytes} bytes and must have {expected}")
+    return header, len(container.signatures)
+
+
+def _describe(path: Path, task: str) -> dict[str, Any]:
     data, _ = _read(path)
     container = read_container(data)
     header = PatchHeader.from_bytes(container.header)
+    if header.task != task or sha256_hex(container.payload) != header.payload_sha256:
+        raise OSError(errno.EINVAL, "its payload is not the one that its header names")
     return {
-        "task": header.task,
         "file": path.name,
         "sequence": header.sequence,
         "sha256": sha256_hex(data),
@@ -94,24 +149,47 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _answer(folder: Path, request: Request) -> Response:
-    """One file, or 304, or 404 for every name that is no patch file of the folder."""
+    """One file, or 304, or 404 for every name that is no patch file of the folder.
+
+    The file is read once: the bytes that are sent are those that the ETag is the hash of.
+    """
     name = request.path_params["name"]
-    path = folder / name
     try:
         if _NAME.fullmatch(name) is None:
             raise FileNotFoundError(name)
-        data, status = _read(path)
+        data, _ = _read(folder / name)
     except OSError:
         return PlainTextResponse("no such patch file\n", status_code=404)
     etag = f'"{sha256_hex(data)}"'
     headers = {"etag": etag, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, headers=headers, media_type=MEDIA_TYPE, stat_result=status)
+    return _send(data, etag, headers, request)
 
 
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
-    """The bytes of a regular file that is not a link and no longer than a patch may be.
+def _send(data: bytes, etag: str, headers: dict[str, str], request: Request) -> Response:
+    """The whole, or the one range that is asked for (RFC 9110, 14); several ranges: the whole."""
+    headers = headers | {"accept-ranges": "bytes"}
+    asked = _RANGE.fullmatch(request.headers.get("range", ""))
+    if asked is None or request.headers.get("if-range", etag) != etag or asked[0] == "bytes=-":
+        return Response(data, headers=headers, media_type=MEDIA_TYPE)
+    first, last = _place_range(asked[1], asked[2], len(data))
+    if first > last:
+        headers |= {"content-range": f"bytes */{len(data)}"}
+        return Response(status_code=416, headers=headers)
+    headers |= {"content-range": f"bytes {first}-{last}/{len(data)}"}
+    return Response(data[first : last + 1], 206, headers, MEDIA_TYPE)
+
+
+def _place_range(first: str, last: str, length: int) -> tuple[int, int]:
+    """The first and the last byte of a range of ``length`` bytes; none: first above last."""
+    if not first:
+        return max(0, length - int(last)), length - 1
+    return int(first), min(int(last), length - 1) if last else length - 1
+
+
+def _read(path: Path, most_bytes: int = MAX_FILE_BYTES + 1) -> tuple[bytes, int]:
+    """The first bytes and the length of a regular file, no link, no longer than a patch may be.
 
     Raises:
         OSError: it is another kind of file, or cannot be read.
@@ -119,15 +197,16 @@ def _read(path: Path) -> tuple[bytes, os.stat_result]:
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, "it is no regular file, or longer than a patch may be")
-        return file.read(status.st_size), status
+        data = file.read(most_bytes) if stat.S_ISREG(status.st_mode) else None
+    if data is None or max(len(data), status.st_size) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, "it is no regular file, or longer than a patch may be")
+    return data, status.st_size
 
 
 def serve_folder(
     folder: Path, host: str = "127.0.0.1", port: int = 0, ready: Callable[[str], None] | None = None
 ) -> None:
-    """Serve ``folder`` until the process is told to end.
+    """Serve ``folder`` until Ctrl-C, which is how it ends, or until the process is told to.
 
     Args:
         port: 0: one that is free.
@@ -150,7 +229,8 @@ def serve_folder(
             lifespan="off",
             limit_concurrency=MAX_CONNECTIONS,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn passes it on once its answers are sent
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,14 +2,16 @@
 
 In: a folder, a bundle, a runtime. Out: a `Store` that takes patches of that base alone, proves
 that the model which comes of each is the one its maker signed, and runs its self-test before it
-becomes active.
+becomes active. The runtime itself is started by the first self-test: a store can be listed without.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from patchdeploy.bundle import Bundle
+from patchdeploy.errors import ConfigError
 from patchdeploy.patchfile import CheckedPatch, Policy, check_patch_file
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import check_results
@@ -39,12 +41,16 @@ def open_store(
 
     Raises:
         ConfigError: an unknown runtime, or one whose format the bundle does not hold.
-        MissingExtraError: the runtime is not installed.
+        PatchRefusedError: a patch of the bundle may not be used.
     """
-    backend = make_backend(bundle, runtime, 1, "resident", package)
+    if runtime not in RUNTIME_FORMATS:
+        raise ConfigError(
+            f"runtime {runtime!r}; it must be one of {', '.join(RUNTIME_FORMATS)}; choose one"
+        )
     format_name = RUNTIME_FORMATS[runtime]
     table = bundle.coding_table
     bases = {format_name: (bundle.base_file(format_name), bundle.table(format_name))}
+    backend = cache(lambda: make_backend(bundle, runtime, 1, "resident", package))
     policy = Policy(
         trusted or bundle.manifest.trusted,
         allow_unsigned=allow_unsigned,
@@ -60,6 +66,7 @@ def open_store(
 
     def self_test(checked: CheckedPatch, patch: PatchFile) -> None:
         check_results(checked, patch, bases)
-        run_self_test(backend, format_name, patch, table)
+        run_self_test(backend(), format_name, patch, table)
 
-    return Store(Path(folder), policy, Hooks(check_patch_file, decode, self_test))
+    shipped = {task: bundle.header(task).sequence for task in bundle.tasks}
+    return Store(Path(folder), policy, Hooks(check_patch_file, decode, self_test), shipped=shipped)

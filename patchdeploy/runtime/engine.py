@@ -27,18 +27,21 @@ from patchdeploy.errors import (
     DataError,
     PatchdeployError,
     RuntimeBackendError,
+    StorageError,
     UnknownResolutionError,
     UnknownTaskError,
 )
 from patchdeploy.runtime.backend import Backend, Resident
-from patchdeploy.runtime.choose import make_backend
+from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.patches import Patches
 from patchdeploy.runtime.prediction import Prediction, softmax
 from patchdeploy.runtime.residents import Key, Residents
 from patchdeploy.runtime.versions import (
     LOGGER,
     TaskVersion,
+    Versions,
     bundle_versions,
+    check_store,
     newest_versions,
 )
 from patchdeploy.slots import PatchValues
@@ -65,16 +68,21 @@ class Engine:
         patch_budget_bytes: int = PATCH_BUDGET_BYTES,
         store: Store | None = None,
         refresh_seconds: float | None = REFRESH_SECONDS,
+        format_name: str = "",
     ) -> None:
         self._bundle = bundle
         self._store = store
+        self._format_name = format_name
+        self._glance: object = None
+        self._store_problem: str | None = None
         self._refresh_seconds = refresh_seconds
         self._refreshed = monotonic()
         self._refresh_lock, self._background_lock = Lock(), Lock()
         self._shipped = bundle_versions(bundle, with_sequence=store is not None)
         self._versions = self._shipped
         if store is not None:
-            self._versions = newest_versions(self._shipped, store, self._shipped)
+            check_store(store, bundle, format_name)
+            self._versions = self._look_quietly()
         self._backend: Backend | None = backend
         self._residents = Residents(budget_bytes)
         self._patches = Patches(patch_budget_bytes)
@@ -110,13 +118,23 @@ class Engine:
                 engine is in use; None: only by `refresh`.
 
         Raises:
-            ConfigError: an unknown runtime, mode or package, or a format that is not exported.
+            ConfigError: an unknown runtime, mode or package, a format that is not exported, or a
+                store of another base or runtime.
             MissingExtraError: the runtime is not installed.
-            IntegrityError, FileFormatError: the bundle is damaged.
+            IntegrityError, FileFormatError: the bundle is damaged. (A store that cannot be read
+                is logged, see `store_problem`, and the bundle's patches run.)
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         backend = make_backend(opened, runtime, threads, mode, package)
-        return cls(opened, backend, budget_bytes, patch_budget_bytes, store, refresh_seconds)
+        return cls(
+            opened,
+            backend,
+            budget_bytes,
+            patch_budget_bytes,
+            store,
+            refresh_seconds,
+            RUNTIME_FORMATS[runtime],
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -143,6 +161,11 @@ class Engine:
     def versions(self) -> dict[str, str]:
         """SHA-256 of the patch file that each task runs."""
         return {task: one.sha256 for task, one in self._versions.items()}
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the last look at the store failed; None where it did not."""
+        return self._store_problem
 
     @property
     def residents(self) -> tuple[tuple[str, int], ...]:
@@ -231,7 +254,7 @@ class Engine:
             return ()
         with self._refresh_lock:
             before = self._versions
-            after = newest_versions(self._shipped, self._store, before)
+            after = dict(self._look(self._store))
             changed = {
                 task
                 for task in before.keys() | after.keys()
@@ -239,11 +262,41 @@ class Engine:
             }
             for task, px in self.residents:
                 if task in changed and task in after and px in after[task].resolutions:
-                    self._resident(after[task], px)
+                    try:
+                        self._resident(after[task], px)
+                    except RuntimeBackendError as error:
+                        LOGGER.warning("task %s stays as it is: %s", task, error)
+                        after[task] = before[task]
+                        changed.remove(task)
+                        self._glance = None  # another look may find memory again
             self._versions = after
             current = {(task, one.sha256) for task, one in after.items()}
             self._evict(lambda key: (key[0], key[2]) not in current)
         return tuple(sorted(changed))
+
+    def _look(self, store: Store) -> Versions:
+        """What each task is to run now; the store is read only if its files are other ones."""
+        try:
+            glance = store.glance()
+            if self._glance is not None and glance == self._glance:
+                return self._versions
+            look = newest_versions(
+                self._shipped, store, self._versions, self._bundle, self._format_name
+            )
+        except StorageError as error:
+            self._store_problem = str(error)
+            raise
+        self._store_problem = None
+        self._glance = glance if look.is_final else None
+        return look.versions
+
+    def _look_quietly(self) -> Versions:
+        assert self._store is not None
+        try:
+            return self._look(self._store)
+        except StorageError as error:
+            LOGGER.warning("the bundle's patches run: %s", error)
+            return self._shipped
 
     def _evict(self, goes: Callable[[Key], bool]) -> None:
         loaded = self._residents.keys()
@@ -263,6 +316,8 @@ class Engine:
             self.refresh()
         except PatchdeployError as error:
             LOGGER.warning("the store was not read: %s", error)
+        except Exception:  # nobody waits for this thread's result
+            LOGGER.exception("a defect of patchdeploy: the store was not read")
 
     def _in_background(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         self._open_backend()

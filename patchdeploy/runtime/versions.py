@@ -1,7 +1,9 @@
 """Which version of each task an Engine runs: the bundle's patch, or a newer one from a store.
 
 In: a bundle and, where there is one, a store. Out: a `TaskVersion` for every task, decoded and
-checked. Looking again gives a new mapping; whoever holds the old one goes on with it unchanged.
+checked, also that the model which comes of it over this bundle's file is the signed one: an app's
+update can bring other base files than the store was filled for. Looking again gives a new mapping;
+whoever holds the old one goes on with it unchanged.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from patchdeploy.bundle import Bundle
-from patchdeploy.errors import PatchdeployError
+from patchdeploy.errors import ConfigError, PatchdeployError, PatchRefusedError
+from patchdeploy.patchfile.pack import check_results
 from patchdeploy.slots import PatchValues
 from patchdeploy.store import Store
 
@@ -63,34 +66,74 @@ def _bundle_version(bundle: Bundle, task: str, with_sequence: bool) -> TaskVersi
     )
 
 
-def newest_versions(shipped: Versions, store: Store, current: Versions) -> Versions:
+def check_store(store: Store, bundle: Bundle, format_name: str) -> None:
+    """Refuse a store whose patches are not proved for this bundle's base and runtime.
+
+    Raises:
+        ConfigError: it was opened over another base, or for another runtime.
+    """
+    policy = store.policy
+    for what, theirs, ours in (
+        ("base", policy.base_sha256, bundle.manifest.base_sha256),
+        ("runtime's format", policy.runtime, format_name),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"store {store.folder} is for {what} {theirs}; the engine over {bundle.path} is "
+                f"for {ours}; open the store with open_store over the same bundle and runtime"
+            )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a store has found.
+
+    Attributes:
+        versions: of every task.
+        is_final: looking again at the same files would find the same.
+    """
+
+    versions: Versions
+    is_final: bool
+
+
+def newest_versions(
+    shipped: Versions, store: Store, current: Versions, bundle: Bundle, format_name: str
+) -> Look:
     """``shipped`` with what ``store`` has active in its place, where that is no older.
 
     A patch that cannot be used is logged, and its task stays as ``current`` has it.
+
+    Args:
+        format_name: of the bundle's base file that runs.
 
     Raises:
         StorageError: the store's folder cannot be read.
     """
     chosen = dict(shipped)
+    is_final = True
     for task, sha256 in store.active().items():
         held = current.get(task)
         if held is not None and held.sha256 == sha256:
             chosen[task] = held
             continue
         try:
-            found = _store_version(store, task)
+            found = _store_version(store, task, bundle, format_name)
         except PatchdeployError as error:
             LOGGER.warning("task %s stays as it is: %s", task, error)
+            is_final = is_final and isinstance(error, PatchRefusedError)
             if held is not None:
                 chosen[task] = held
             continue
         if task not in shipped or found.sequence >= shipped[task].sequence:
             chosen[task] = found
-    return chosen
+    return Look(chosen, is_final)
 
 
-def _store_version(store: Store, task: str) -> TaskVersion:
+def _store_version(store: Store, task: str, bundle: Bundle, format_name: str) -> TaskVersion:
     _, checked, patch = store.read(task)
+    base = (bundle.base_file(format_name), bundle.table(format_name))
+    check_results(checked, patch, {format_name: base})
     return TaskVersion(
         task=task,
         sha256=checked.sha256,

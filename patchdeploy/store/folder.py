@@ -70,6 +70,14 @@ class StoreFolder:
         with self.files.lock(self.path / LOCK):
             yield
 
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        try:
+            self.files.names(self.path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def look(self) -> StoreState | str:
         """STATE, or what is wrong with it."""
         try:
@@ -121,11 +129,21 @@ class StoreFolder:
         publish(self.files, self.path, patch_name(sha256), data)
         self.sync()
 
-    def remove(self, names: list[str]) -> None:
-        """Remove names, and wait until they are gone from the disk."""
+    def remove(self, names: list[str]) -> list[str]:
+        """Remove files, and wait until they are gone from the disk.
+
+        Returns:
+            Those that are gone: a folder, which no store makes, stays.
+        """
+        gone = []
         for name in names:
-            self.files.unlink(self.path / name)
+            try:
+                self.files.unlink(self.path / name)
+            except IsADirectoryError:
+                continue
+            gone.append(name)
         self.sync()
+        return gone
 
     def sync(self) -> None:
         """Return when every name in the folder is on the disk."""

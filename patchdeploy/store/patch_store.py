@@ -6,7 +6,8 @@ and a folder that is what it was, or what it was to become, whenever the process
 The rules:
 - A patch is activated when its sequence number is above its task's floor, the highest that was
   ever active; or when it is that highest one itself, which a revert has put aside. The floor rises
-  with the activation, in the same write of STATE, after the self-test.
+  with the activation, in the same write of STATE, after the self-test. A patch that is older than
+  the one which ships with the app is not activated either.
 - Expiry is looked at by `Store.install` alone. An active patch goes on after it expires, and what
   was installed in time can be activated later. The clock is the machine's: while it is set back, a
   patch that has expired meanwhile is taken, and the floor is what still holds.
@@ -59,6 +60,7 @@ class Store:
         hooks: the checks.
         files: the disk.
         clock: Unix seconds.
+        shipped: by task, the sequence number of the patch that ships with the app: a floor too.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class Store:
     hooks: Hooks
     files: Files = field(default_factory=DiskFiles)
     clock: Callable[[], int] = read_clock
+    shipped: Mapping[str, int] = field(default_factory=dict)
 
     def install(self, data: bytes, activate: bool = True) -> Installed:
         """Check a patch file, keep it, and make it its task's active one.
@@ -76,17 +79,18 @@ class Store:
             activate: False: keep it only; `activate` makes it active, `clean_up` removes it.
 
         Raises:
-            PatchRefusedError: it failed a check; nothing changed.
+            PatchRefusedError: it failed a check; nothing changed, but that a folder which was not
+                there may now be an empty store.
             ConfigError: the store holds as many tasks as it can.
             StorageError: the disk failed; the state before it stays.
         """
         data = bytes(data)
         checked = self._check(data)
-        with self._writing("install a patch") as found:
+        with self._writing("install a patch", makes=True) as found:
             is_settled = _is_settled(found.state, checked, activate)
             if is_settled and self._place.is_whole(checked.sha256):
                 return _installed(checked, found, changed=False)
-            _check_sequence(found.state, checked, activate)
+            self._check_sequence(found.state, checked, activate)
             if not is_settled:
                 self.hooks.check(data, replace(self.policy, floor=0, now=self.clock()))
             return self._admit(found, data, checked, activate)
@@ -96,7 +100,7 @@ class Store:
 
         Raises:
             ConfigError: ``sha256`` is not a hash, or the store holds as many tasks as it can.
-            PatchError: no such patch in the store.
+            PatchError: no such patch in the store, or no store at all.
             PatchRefusedError, IntegrityError: it failed a check; nothing changed.
             StorageError: the disk failed; the state before it stays.
         """
@@ -112,7 +116,7 @@ class Store:
             checked = self._check(data)
             if _is_settled(found.state, checked, activate=True):
                 return _installed(checked, found, changed=False)
-            _check_sequence(found.state, checked, activate=True)
+            self._check_sequence(found.state, checked, activate=True)
             return self._admit(found, data, checked, activate=True)
 
     def revert(self, task: str) -> Installed:
@@ -123,7 +127,7 @@ class Store:
         Raises:
             ConfigError: ``task`` is not a task name.
             UnknownTaskError: the task has no active patch.
-            PatchError: it has no previous one.
+            PatchError: it has no previous one, or there is no store.
             PatchRefusedError, IntegrityError: that failed a check; nothing changed.
             StorageError: the disk failed; the state before it stays.
         """
@@ -182,20 +186,20 @@ class Store:
     def clean_up(self) -> tuple[str, ...]:
         """Remove what a crash left and every patch that is neither active nor previous.
 
-        Where STATE had to be rebuilt first, patches stay: only temporary files go.
+        Where STATE had to be rebuilt first, patches stay: only temporary files go. Folders stay.
 
         Returns:
             The names that were removed, sorted.
 
         Raises:
+            PatchError: there is no store.
             StorageError: the disk failed; what is in use is untouched.
         """
         with self._writing("clean up") as found:
             useless = self._place.temporaries()
             if found.recovery is None:
                 useless += map(patch_name, self._place.patches() - found.state.named)
-            self._place.remove(sorted(useless))
-            return tuple(sorted(useless))
+            return tuple(self._place.remove(sorted(useless)))
 
     def recover(self) -> Recovery | None:
         """Rebuild STATE where it is missing or damaged, as every write does first.
@@ -206,21 +210,35 @@ class Store:
         Raises:
             StorageError: the disk failed.
         """
-        with self._writing("recover") as found:
+        with self._writing("recover", makes=True) as found:
             return found.recovery
+
+    def glance(self) -> object:
+        """A value that equals an earlier one if STATE and the names of the patches are as then.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with self._place.disk("look at the store"):
+            return self._place.look(), self._place.patches()
 
     @property
     def _place(self) -> StoreFolder:
         return StoreFolder(Path(self.folder), self.files)
 
     @contextmanager
-    def _writing(self, action: str) -> Iterator[FoundState]:
+    def _writing(self, action: str, makes: bool = False) -> Iterator[FoundState]:
         """The lock, and the state; STATE is there and whole before the block begins.
+
+        Args:
+            makes: make the folder where there is none; else that is a PatchError.
 
         What is visible may come from a process that was killed before it synced the folder: that
         is done first, so that nothing is built on a name that a power loss can take back.
         """
         place = self._place
+        if not makes:
+            self._demand_folder(action)
         with place.disk(action), place.locked():
             place.sync()
             found = self._find()
@@ -229,6 +247,14 @@ class Store:
             if found.is_fresh or found.recovery is not None:
                 place.commit(found.state, None)
             yield found
+
+    def _demand_folder(self, action: str) -> None:
+        with self._place.disk(action):
+            if not self._place.exists():
+                raise PatchError(
+                    f"cannot {action} in {self.folder}: no patch store is there; installing a "
+                    "patch makes one; correct the path"
+                )
 
     def _find(self) -> FoundState:
         return find_state(self._place, self._prove)
@@ -255,6 +281,32 @@ class Store:
     def _test(self, checked: CheckedPatch) -> None:
         """Checks 7 to 9."""
         self.hooks.self_test(checked, self.hooks.decode(checked))
+
+    def _check_sequence(self, state: StoreState, checked: CheckedPatch, activate: bool) -> None:
+        """Check 6 of a store: above the floor, or a file that STATE names and that does not fall;
+        and no older than what ships.
+
+        Raises:
+            PatchRefusedError: code "sequence".
+        """
+        task, sequence = checked.header.task, checked.header.sequence
+        if _is_settled(state, checked, activate):
+            return
+        floor, shipped = state.floors.get(task, 0), self.shipped.get(task, 0)
+        is_highest = sequence == floor and checked.sha256 in state.named
+        if sequence <= floor and not is_highest:
+            expected = f"above {floor}, the highest that task {task!r} ever had active"
+        elif sequence < shipped:
+            expected = f"{shipped} or more, that of the patch which ships with the app"
+        else:
+            return
+        raise PatchRefusedError(
+            "sequence",
+            "sequence",
+            expected,
+            str(sequence),
+            "fetch a newer patch; the one before the active one comes back with revert",
+        )
 
     def _admit(
         self, found: FoundState, data: bytes, checked: CheckedPatch, activate: bool
@@ -324,26 +376,6 @@ def _is_settled(state: StoreState, checked: CheckedPatch, activate: bool) -> boo
     task = checked.header.task
     is_active = state.active.get(task) == checked.sha256
     return is_active or (not activate and state.previous.get(task) == checked.sha256)
-
-
-def _check_sequence(state: StoreState, checked: CheckedPatch, activate: bool) -> None:
-    """Check 6 of a store: above the floor, or a file that STATE names and that does not fall.
-
-    Raises:
-        PatchRefusedError: code "sequence".
-    """
-    header = checked.header
-    floor = state.floors.get(header.task, 0)
-    is_highest = header.sequence == floor and checked.sha256 in state.named
-    if header.sequence > floor or is_highest or _is_settled(state, checked, activate):
-        return
-    raise PatchRefusedError(
-        "sequence",
-        "sequence",
-        f"above {floor}, the highest that task {header.task!r} ever had active",
-        str(header.sequence),
-        "fetch a newer patch; the one before the active one comes back with revert",
-    )
 
 
 def _installed(checked: CheckedPatch, found: FoundState, changed: bool) -> Installed:

@@ -11,7 +11,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from patchdeploy.errors import IntegrityError, PatchRefusedError
+from patchdeploy.errors import (
+    IntegrityError,
+    MissingExtraError,
+    PatchdeployError,
+    RuntimeBackendError,
+    StorageError,
+)
 from patchdeploy.patchfile import CheckedPatch
 from patchdeploy.store.folder import MISSING, StoreFolder, patch_name
 from patchdeploy.store.records import Recovery
@@ -69,7 +75,9 @@ def _rebuild(folder: StoreFolder, prove: Prove, reason: str) -> FoundState:
             continue
         try:
             header = prove(data).header
-        except PatchRefusedError as error:
+        except (StorageError, RuntimeBackendError, MissingExtraError):
+            raise  # of this machine, which says nothing about the patch
+        except PatchdeployError as error:
             refused[patch_name(sha256)] = str(error)
         else:
             passed.setdefault(header.task, []).append((header.sequence, sha256))

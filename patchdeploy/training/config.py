@@ -66,7 +66,8 @@ class TrainConfig:
             which then learn scales and biases alone (paper, section 5.4); else one a resolution.
         share_scales: scales too are trained at the largest resolution and are the same at the
             others, which then learn biases alone: a coded patch takes less than half the bytes for
-            each of them. Their scales in float; activation ranges stay each resolution's own.
+            each of them, if statistics are frozen (variances fold into the coded scales). Their
+            scales in float; activation ranges stay each resolution's own.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         precision: "auto" is bfloat16 autocast on a GPU and float32 elsewhere.
         compile: compile the forward pass with torch.compile (pays in long runs on a GPU).

@@ -1,11 +1,18 @@
 """``patchdeploy keys``: what it writes, what it prints, and what it never does."""
 
+import os
 import stat
+import subprocess
 
 import pytest
-from cli_cases import answer, call, here, refused
+from cli_cases import COMMAND, answer, call, here, refused
 
+from patchdeploy.errors import StorageError
+from patchdeploy.patchfile.key_files import hold_folder
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
+
+MANIFEST = b'{\n  "base_name": "b",\n  "base_sha256": "ab",\n  "coding": "c",\n  "converters": {'
+"""How a bundle's manifest begins, cut short."""
 
 
 def mode(path):
@@ -123,7 +130,7 @@ def test_a_rotation_that_cannot_be_leaves_the_list(tmp_path, made, options, word
 
 def test_a_key_is_never_written_into_a_bundle(tmp_path, monkeypatch):
     (tmp_path / "bundle" / "patches" / "deep").mkdir(parents=True)
-    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    (tmp_path / "bundle" / "manifest.json").write_bytes(MANIFEST)
     (tmp_path / "way").symlink_to(tmp_path / "bundle" / "patches")
     for place in ("bundle", "bundle/patches", "bundle/patches/deep", "way", "way/deep"):
         file = tmp_path / place / "key.pem"
@@ -133,6 +140,128 @@ def test_a_key_is_never_written_into_a_bundle(tmp_path, monkeypatch):
     assert not (tmp_path / "trusted.json").exists()
     monkeypatch.chdir(tmp_path / "bundle" / "patches")
     refused(here("keys", "new", "key.pem"), 2, "would lie in bundle")
+
+
+def test_a_real_bundle_is_known_by_its_manifest(tmp_path):
+    from bundle_cases import make_bundle
+
+    make_bundle(tmp_path / "bundle", tasks=())
+    done = here("keys", "new", tmp_path / "bundle" / "patches" / "key.pem")
+    refused(done, 2, "would lie in bundle")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"manifest_version": 3, "name": "app"}', "no JSON"])
+def test_a_manifest_of_something_else_forbids_no_key(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "deep").mkdir()
+    answer("keys", "new", tmp_path / "deep" / "key.pem")
+
+
+@pytest.mark.parametrize("other", ["e", "./e", "deep/../e", "link"])
+def test_a_list_never_takes_the_place_of_its_key(tmp_path, monkeypatch, other):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to("e")
+    monkeypatch.chdir(tmp_path)
+    refused(here("keys", "new", "e", "--trusted", other), 2, "key file e is also the list of")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "link"]
+
+
+def test_links_in_a_circle_are_bad_input(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    done = here("keys", "new", tmp_path / "a" / "key.pem")
+    assert done.returncode in (2, 4), done.stderr
+    assert "defect" not in done.stderr
+
+
+def fail_after_the_rename(monkeypatch, tmp_path):
+    """The folder of the list is synced after its rename, and fails then, as a bad disk does."""
+    import patchdeploy.storage
+
+    real = patchdeploy.storage.sync_folder
+
+    def fail(folder):
+        if (tmp_path / "lists" / "trusted.json").exists():
+            raise OSError(5, "Input/output error")
+        real(folder)
+
+    monkeypatch.setattr(patchdeploy.storage, "sync_folder", fail)
+
+
+def test_a_key_that_the_list_may_trust_is_never_deleted(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    fail_after_the_rename(monkeypatch, tmp_path)
+    trusted = tmp_path / "lists" / "trusted.json"
+    done = here("keys", "new", tmp_path / "a.pem", "--trusted", trusted)
+    refused(done, 4, f"wrote {trusted}", "the new content stands")
+    assert TrustedKeys.load(trusted).keys == (SigningKey.load(tmp_path / "a.pem").public,)
+
+
+def test_a_key_stays_where_nobody_can_tell_whether_it_is_trusted(tmp_path, monkeypatch):
+    def fail(self, path):
+        path.write_text("half")
+        raise StorageError("planted")
+
+    monkeypatch.setattr(TrustedKeys, "save", fail)
+    done = here("keys", "new", tmp_path / "a.pem", "--trusted", tmp_path / "trusted.json")
+    refused(done, 4, "planted")
+    assert (tmp_path / "a.pem").exists()
+
+
+def test_ctrl_c_before_the_list_has_the_key_leaves_no_key(tmp_path, monkeypatch):
+    def interrupt(self, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrustedKeys, "save", interrupt)
+    done = here("keys", "new", tmp_path / "a.pem", "--trusted", tmp_path / "trusted.json")
+    refused(done, 130, "interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_that_are_made_at_once_are_all_in_the_list(tmp_path):
+    """All of them wait until the lock is free, then each reads what the one before has written."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    trusted = tmp_path / "trusted.json"
+    answer("keys", "new", tmp_path / "first.pem", "--trusted", trusted)
+    rotated = SigningKey.from_seed(bytes(32)).public.hex()
+    commands = [["keys", "new", f"{k}.pem", "--trusted", "trusted.json"] for k in range(3)]
+    commands.append(["keys", "rotate", "trusted.json", "--add", rotated])
+    with hold_folder(tmp_path):
+        started = [
+            subprocess.Popen(
+                [COMMAND, *one], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
+            )
+            for one in commands
+        ]
+        for process in started:  # none can end while the lock is held
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+        assert len(TrustedKeys.load(trusted).keys) == 1
+    assert [process.wait(60) for process in started] == [0] * len(commands)
+    public = {SigningKey.load(path).public.hex() for path in tmp_path.glob("*.pem")} | {rotated}
+    assert {key.hex() for key in TrustedKeys.load(trusted).keys} == public
+    assert len(public) == 1 + len(commands)
+
+
+@pytest.mark.parametrize("name", ["release.key", "release", "release.json"])
+def test_a_key_of_any_name_is_listed(tmp_path, name):
+    made = answer("keys", "new", tmp_path / name)
+    found = answer("keys", "list", tmp_path / name)
+    assert found == {"file": str(tmp_path / name), "public": made["public"]}
+    (tmp_path / "notes.txt").write_text("no key")
+    os.mkfifo(tmp_path / "pipe")
+    listed = answer("keys", "list", tmp_path)["keys"]
+    assert [one["public"] for one in listed] == [made["public"]]
+
+
+@pytest.mark.parametrize("place", ["none", "file"])
+def test_neither_a_key_nor_its_list_goes_into_a_folder_that_is_not_there(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / place / "x"
+    for options in ([below], [tmp_path / "a.pem", "--trusted", below]):
+        done = here("keys", "new", *options)
+        refused(done, 4, f"cannot write {below}: {below.parent} is not a folder that is there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 def test_a_key_is_never_written_over(tmp_path, made):

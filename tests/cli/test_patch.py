@@ -1,6 +1,8 @@
 """``pack``, ``sign``, ``check``, ``inspect FILE.pdp`` and who signs an export."""
 
+import io
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -9,8 +11,10 @@ from pathlib import Path
 import pytest
 from bundle_cases import KEY, LABELS, RESOLUTIONS, make_bundle, make_patch, snapshot
 from cli_cases import answer, call, here, refused
+from rich.console import Console
 
 from patchdeploy.bundle import open_bundle
+from patchdeploy.cli.inspect import patch_tables
 from patchdeploy.cli.signing import parse_expiry, show_time
 from patchdeploy.cli.tables import show_text
 from patchdeploy.errors import ConfigError, PatchRefusedError
@@ -21,6 +25,7 @@ from patchdeploy.patchfile import (
     build_patch,
     check_patch_file,
 )
+from patchdeploy.patchfile.coding import EXACT_BIASES
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, pack_patch
 from patchdeploy.storage import sha256_hex
@@ -382,6 +387,37 @@ def test_inspect_over_a_bundle_shows_what_would_change(place, file):
     text = here("inspect", file, "--bundle", place / "bundle").stdout
     assert "class 0, class 1" in text
     assert "exact" in text
+
+
+def test_a_step_of_biases_is_shown_as_the_absolute_one_that_it_is(place, file):
+    document = answer("inspect", file, "--bundle", place / "bundle")
+    count = len(document["changes"]["steps"]["bias"])
+    document["changes"]["steps"]["bias"] = [-9, -7] + [EXACT_BIASES] * (count - 2)
+    console = Console(width=100, file=io.StringIO())
+    for table in patch_tables(file, document):
+        console.print(table)
+    text = console.file.getvalue()
+    assert re.search(rf"steps of biases, absolute .*2\^-9 to 2\^-7; {count - 2} exact", text)
+    assert "output step" not in text
+
+
+def test_a_patch_for_a_newer_engine_leads_to_an_upgrade(place, tmp_path):
+    checked = checked_of_bundle(place)
+    newer = tmp_path / "newer.pdp"
+    newer.write_bytes(build_patch(replace(checked.header, engine=2), checked.payload))
+    text = " ".join(here("inspect", newer).stdout.split())
+    assert "2; this version has 1: a newer patchdeploy may read it: upgrade patchdeploy" in text
+    done = here("inspect", newer, "--bundle", place / "bundle")
+    refused(
+        done, 1, "patch refused (engine)", "it must be at most 1", "upgrade patchdeploy in the app"
+    )
+
+
+def test_a_file_that_is_too_long_is_not_said_to_have_the_bytes_that_were_read(tmp_path):
+    with (tmp_path / "long.pdp").open("wb") as file:
+        file.truncate(9_000_000)
+    done = here("inspect", tmp_path / "long.pdp")
+    refused(done, 1, f"file length is {MAX_FILE_BYTES + 1} bytes or more; it must be at most")
 
 
 def test_inspect_over_a_bundle_of_another_base_says_so(place, file, tmp_path):

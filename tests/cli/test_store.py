@@ -179,7 +179,11 @@ def test_an_unsigned_patch_is_taken_where_it_is_asked_for(place, options, tmp_pa
 
 def test_other_errors_keep_their_exit_codes(place, options, tmp_path):
     refused(here("install", tmp_path / "none.pdp", *options), 2, "cannot read patch file")
-    refused(here("revert", "first", *options), 2, "no active patch for task 'first'")
+    for words in (("revert", "first"), ("activate", "0" * 64), ("clean-up",)):
+        refused(here(*words, *options), 2, "no patch store is there")
+        assert not (tmp_path / "store").exists()
+    answer("install", place / "1.pdp", *options)
+    refused(here("revert", "second", *options), 2, "no active patch for task 'second'")
     refused(here("revert", "../up", *options), 2, "task '../up'; it must be")
     refused(here("activate", "0" * 64, *options), 2, "holds no patch 000")
     refused(here("activate", "../STATE", *options), 2, "it must be 64 lower-case hexadecimal")
@@ -191,11 +195,10 @@ def test_other_errors_keep_their_exit_codes(place, options, tmp_path):
     for store in (tmp_path / "no" / "such", place / "1.pdp"):
         where = ("--store", store, "--bundle", place / "bundle")
         refused(here("install", "http://127.0.0.1:1/x", *where), 4, f"cannot make store {store}: ")
-        assert here("clean-up", *where).returncode == 4
+    assert here("clean-up", "--store", place / "1.pdp", *where[2:]).returncode == 4
     done = here("install", place / "1.pdp", "--store", tmp_path / "x", "--bundle", tmp_path)
     refused(done, 2, "is not a bundle")
     assert here("install", place / "1.pdp").returncode == 2
-    answer("install", place / "1.pdp", *options)
     refused(here("revert", "first", *options), 2, "has no previous patch")
 
 
@@ -246,8 +249,7 @@ def serve(folder):
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    assert (process.returncode, errors) == (0, "")  # Ctrl-C is how a server ends
 
 
 def test_a_patch_is_installed_from_the_server(place, options, tmp_path):

@@ -88,11 +88,11 @@ def _row_lines(row: Row, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _cost_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     result = found.get("row-21-limits")
     told = "Not measured." if result is None else result["held"].replace("; ", "\n- ")
-    told = told.replace("per MiB. ", "per MiB (the largest file).\n\n- ")
+    told = told.replace("per MiB. ", "per MiB (the slowest file of a MiB and more).\n\n- ")
     return (
         "## What checking costs\n\n"
-        "Goals: at most 50 ms per MiB of patch, and at most 16 MiB of memory beside the file and\n"
-        f"what the caller gets.\n\n{told}\n"
+        "Goals: at most 50 ms per MiB of patch, and at most 16 MiB of memory beside the file,\n"
+        f"what the caller gets included.\n\n{told}\n"
     )
 
 

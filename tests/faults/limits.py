@@ -1,6 +1,7 @@
 """What checking costs: time per MiB of patch, and memory. Goals: 50 ms and 16 MiB.
 
-Memory is what is allocated beside the file and beside what the caller gets in the end.
+Memory is all that is allocated beside the file, also what the caller gets in the end. The pace is
+that of every file of a MiB and more; of a small one the signature and the tables take most.
 
 Measured on the largest file there may be, on one that decodes to the largest values, and on
 MobileNetV2's structure, with the most that a hostile signer can make of each.
@@ -63,12 +64,11 @@ def measure_limits(scale: float, progress: Progress) -> Told:
     for number, subject in enumerate(subjects):
         done.append(subject(REPEATS if scale >= 1 else 1))
         progress((number + 1) / len(subjects))
-    largest = done[0]
-    pace = largest.milliseconds / (largest.file_bytes / MIB)
+    paces = [one.milliseconds / (one.file_bytes / MIB) for one in done if one.file_bytes >= MIB]
+    pace = max(paces)
     assert pace <= MOST_MS_PER_MIB, f"{pace:.1f} ms per MiB"
     for one in done:
-        beside = one.peak_bytes - one.kept_bytes
-        assert beside <= MOST_MIB * MIB, f"{one.name}: {beside} bytes"
+        assert one.peak_bytes <= MOST_MIB * MIB, f"{one.name}: {one.peak_bytes} bytes"
     told = "; ".join(
         f"{one.name} ({one.file_bytes:,} bytes): {one.milliseconds:.1f} ms, peak "
         f"{one.peak_bytes / MIB:.1f} MiB beside the file, of which {one.kept_bytes / MIB:.1f} MiB "

@@ -146,7 +146,7 @@ ROWS = (
     _row(
         21,
         "what checking costs",
-        "at most 50 ms per MiB; at most 16 MiB beside file and result",
+        "at most 50 ms per MiB; at most 16 MiB beside the file",
         limits=_scaled(measure_limits),
     ),
 )

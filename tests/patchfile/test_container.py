@@ -54,8 +54,8 @@ MESSAGES = {
     "too_large": (
         GOOD + bytes(MAX_FILE_BYTES + 1 - len(GOOD)),
         POLICY,
-        "file length is 8454421 bytes; it must be at most 8454420 bytes; do not use the file; no "
-        "patch is that long",
+        "file length is 8454421 bytes or more; it must be at most 8454420 bytes; do not use the "
+        "file; no patch is that long",
     ),
     "truncated": (
         GOOD[:15],
@@ -191,6 +191,14 @@ def test_the_error_survives_a_trip_between_processes():
     assert vars(again) == vars(error)
 
 
+def test_bytes_that_change_after_the_check_are_not_the_ones_that_are_used():
+    good = bytearray(forge(make_header().to_bytes(), PAYLOAD))
+    checked = check_patch_file(good, POLICY)
+    before = bytes(checked.payload)
+    good[-len(before) :] = bytes(len(before))
+    assert checked.payload == before != bytes(len(before))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.binary(min_size=1, max_size=300))
 def test_what_is_built_and_signed_is_what_is_checked(data, payload):
@@ -202,7 +210,7 @@ def test_what_is_built_and_signed_is_what_is_checked(data, payload):
     checked = check_patch_file(file, replace(POLICY, engine=2**31, allow_unsigned=True))
     assert checked.header == header
     assert checked.payload == payload
-    assert type(checked.payload) is bytes
+    assert checked.payload.readonly
     assert checked.signed_by == tuple(signers)
     assert checked.sha256 == sha(file)
     assert file == forge(header.to_bytes(), payload, tuple(signers))

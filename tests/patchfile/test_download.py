@@ -249,6 +249,47 @@ def test_a_range_that_is_not_the_rest_of_the_same_file_is_not_joined_to_it(tmp_p
     assert ["range" in one for one in server.requests] == [True, False]
 
 
+def chunked(body):
+    """A 206 that ends in order behind ``body``, whatever its range has announced."""
+
+    def answer(request, connection):
+        start = first_byte(request)
+        span = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        connection.sendall(
+            f"HTTP/1.1 206 Partial Content\r\netag: {ETAG}\r\ncontent-range: {span}\r\n"
+            "transfer-encoding: chunked\r\n\r\n".encode()
+            + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+        )  # fmt: skip
+
+    return answer
+
+
+def test_a_rest_that_ends_before_its_range_does_is_kept_and_gone_on_with(tmp_path):
+    def short(request, connection):  # the length is that of the body, not that of the range
+        start = first_byte(request)
+        span = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        reply(connection, BODY[start:30_000], "206 Partial Content", etag=ETAG, content_range=span)
+
+    for answer, have in ((short, 30_000), (chunked(BODY[20_000:25_000]), 25_000)):
+        folder = tmp_path / str(have)
+        folder.mkdir()
+        with serving(answer) as server:
+            leave_part(server, folder, BODY[:20_000])
+            with pytest.raises(DownloadError) as caught:
+                fetch(server, folder)
+        assert f"ended with {have} of 51200 bytes here; it must send what" in str(caught.value)
+        (part,) = parts(folder)
+        assert part.read_bytes() == f"{ETAG}\n".encode() + BODY[:have]
+
+
+def test_a_rest_that_goes_on_behind_its_range_is_thrown_away(tmp_path):
+    with serving(chunked(BODY[20_000:] + b"more")) as server:
+        leave_part(server, tmp_path, BODY[:20_000])
+        with pytest.raises(DownloadError, match="ended with 51204 of 51200 bytes here"):
+            fetch(server, tmp_path)
+    assert parts(tmp_path) == []
+
+
 def test_a_rest_that_is_too_long_is_refused_before_it_comes(tmp_path):
     fields = {"content_range": "bytes 20000-199999/200000", "length": 180_000}
     with serving(lying(**fields)) as server:

@@ -88,7 +88,7 @@ def test_a_key_file_is_never_overwritten(tmp_path):
     KEYS[0].save(path)
     assert message_of(StorageError, KEYS[1].save, path) == (
         f"cannot write key file {path}: File exists; a key is never overwritten; choose a new "
-        "name in a folder that can be written"
+        "name in a folder that is there and can be written"
     )
     assert SigningKey.load(path) == KEYS[0]
 
@@ -107,9 +107,34 @@ def test_a_key_that_cannot_be_written_whole_leaves_no_file(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", fail)
     assert message_of(StorageError, KEYS[0].save, path) == (
         f"cannot write key file {path}: No space left on device; a key is never overwritten; "
-        "choose a new name in a folder that can be written"
+        "choose a new name in a folder that is there and can be written"
     )
     assert not path.exists()
+
+
+def test_the_name_of_a_key_is_synced_too(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    KEYS[0].save(tmp_path / "me.pem")
+    assert synced == [False, True]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_interrupted_save_leaves_no_key(tmp_path, monkeypatch, folder):
+    def interrupt(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folder:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        KEYS[0].save(tmp_path / "me.pem")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o644, 0o777])

@@ -9,11 +9,62 @@ from coding_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile.parts import (
+    PARTS,
     deflate,
+    pack_part,
     pack_planes,
+    part_lengths,
+    read_parts,
     read_planes,
 )
+
+CONTENTS = {name: bytes(range(index)) + b"end" for index, name in enumerate(PARTS)}
+"""Too short to deflate, but for this one."""
+CONTENTS["steps"] = bytes(50)
+PAYLOAD = b"".join(pack_part(index, CONTENTS[name]) for index, name in enumerate(PARTS))
+MOST = dict.fromkeys(PARTS, 1000)
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def test_lengths_of_parts_are_those_of_the_payload():
+    assert read_parts(PAYLOAD, MOST) == CONTENTS
+    lengths = part_lengths(PAYLOAD)
+    assert list(lengths) == list(PARTS)
+    assert sum(lengths.values()) == len(PAYLOAD)
+    place = 0
+    for index, name in enumerate(PARTS):
+        one = PAYLOAD[place : place + lengths[name]]
+        assert one == pack_part(index, CONTENTS[name])
+        place += lengths[name]
+
+
+def break_at(place, byte):
+    data = bytearray(PAYLOAD)
+    data[place] = byte
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (PAYLOAD[:-1], "golden length is 11; it must be inside the payload"),
+        (PAYLOAD[:-12], "golden is 9; it must be a part of 10 bytes and more"),
+        (PAYLOAD + b"x", f"payload is {len(PAYLOAD) + 1}; it must be {len(PAYLOAD)} bytes, those"),
+        (break_at(0, 1), "labels is (1, 0); it must be part 0 by method 0 or 1"),
+        (break_at(1, 2), "labels is (0, 2); it must be part 0 by method 0 or 1"),
+        (break_at(2, 9), "labels length is 3; it must be inside the payload"),
+        (break_at(9, 255), "labels length is 4278190083; it must be inside the payload"),
+    ],
+)
+def test_lengths_are_read_of_no_payload_that_its_reader_refuses(payload, message):
+    for read in (part_lengths, lambda data: read_parts(data, MOST)):
+        with pytest.raises(PatchRefusedError) as caught:
+            read(payload)
+        assert str(caught.value).startswith(f"patch refused (parts): {message}")
+
 
 # -- planes ----------------------------------------------------------------------------------------
 

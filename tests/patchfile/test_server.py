@@ -14,6 +14,7 @@ from hostile_server import reply, serving
 
 from patchdeploy.errors import ConfigError, DownloadError
 from patchdeploy.patchfile import MAX_FILE_BYTES
+from patchdeploy.patchfile import server as patchfile_server
 from patchdeploy.patchfile.download import DownloadLimits, download_patch
 from patchdeploy.patchfile.server import make_app, make_index, serve_folder
 
@@ -96,6 +97,80 @@ def test_a_file_that_is_no_patch_is_left_out_and_logged(folder, caplog):
     assert "short.pdp is not listed: patch refused (truncated)" in caplog.text
 
 
+def test_an_unsigned_file_hides_no_signed_one(folder):
+    (folder / "zz.pdp").write_bytes(forge(document(sequence=900), signers=()))
+    (folder / "0.pdp").write_bytes(forge(document(sequence=901), signers=()))
+    assert make_index(folder)["tasks"]["flowers"]["file"] == "a.pdp"
+    for signed in ("a.pdp", "b.pdp"):
+        (folder / signed).unlink()
+    assert make_index(folder)["tasks"]["flowers"]["sequence"] == 901
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "must have"),
+        (lambda data: data + b"x", "must have"),
+        (lambda data: data[:-1] + b"x", "its payload is not the one that its header names"),
+    ],
+)
+def test_a_damaged_file_hides_no_whole_one(folder, caplog, damage, words):
+    (folder / "new.pdp").write_bytes(damage(forge(document(sequence=9))))
+    with caplog.at_level(logging.WARNING):
+        assert make_index(folder)["tasks"]["flowers"]["file"] == "a.pdp"
+    assert "new.pdp is not listed" in caplog.text
+    assert words in caplog.text
+
+
+def test_the_index_reads_whole_only_the_files_that_it_names(folder, monkeypatch):
+    payload = bytes(2**20)
+    for sequence in range(1, 6):
+        about = {"bytes": len(payload), "sha256": sha(payload)}
+        fields = document(task="big", sequence=sequence, payload=about)
+        (folder / f"big{sequence}.pdp").write_bytes(forge(fields, payload))
+    read = []
+    real = patchfile_server._read
+
+    def note(path, *most):
+        data, length = real(path, *most)
+        read.append((path.name, len(data)))
+        return data, length
+
+    monkeypatch.setattr(patchfile_server, "_read", note)
+    assert make_index(folder)["tasks"]["big"]["file"] == "big5.pdp"
+    big = [one for one in read if one[0].startswith("big")]
+    assert [name for name, count in big if count > 2**20] == ["big5.pdp"]
+    # All that a file may have before its payload: 16 bytes, the longest header, four signatures.
+    assert all(count <= 16 + 65_536 + 4 * 65 for name, count in big[:-1])
+
+
+def test_a_folder_that_goes_away_is_told_and_comes_back(server, folder, caplog):
+    away = folder.with_name("away")
+    folder.rename(away)
+    with caplog.at_level(logging.WARNING):
+        answer = server.get("/index.json")
+        assert (answer.status_code, answer.text) == (503, "the folder cannot be read now\n")
+        assert server.get("/a.pdp").status_code == 404
+    assert "cannot be read" in caplog.text
+    assert "Traceback" not in caplog.text
+    away.rename(folder)
+    assert server.get("/index.json").status_code == 200
+
+
+def test_the_bytes_that_are_sent_are_those_that_were_hashed(server, folder, monkeypatch):
+    """The file is swapped for another as soon as it has been read."""
+    real = patchfile_server._read
+
+    def swap(path, *most):
+        found = real(path, *most)
+        path.write_bytes(OLD)
+        return found
+
+    monkeypatch.setattr(patchfile_server, "_read", swap)
+    answer = server.get("/a.pdp")
+    assert (answer.content, answer.headers["etag"]) == (NEW, f'"{sha(NEW)}"')
+
+
 def test_a_file_is_its_bytes_and_its_hash_is_the_etag(server):
     answer = server.get("/a.pdp")
     assert answer.content == NEW
@@ -111,6 +186,25 @@ def test_a_range_is_answered_with_those_bytes_alone(server):
     assert answer.headers["content-range"] == f"bytes 10-{len(NEW) - 1}/{len(NEW)}"
     beyond = server.get("/a.pdp", headers={"Range": f"bytes={len(NEW)}-"})
     assert beyond.status_code == 416
+    assert beyond.headers["content-range"] == f"bytes */{len(NEW)}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [("0-0", 0, 0), ("5-9", 5, 9), ("-3", -3, -1), ("-999999", 0, -1), ("3-999999", 3, -1)],
+)
+def test_a_range_has_both_ends_or_one(server, asked, first, last):
+    first, last = (place % len(NEW) for place in (first, last))
+    answer = server.get("/a.pdp", headers={"Range": f"bytes={asked}"})
+    assert (answer.status_code, answer.content) == (206, NEW[first : last + 1])
+    assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(NEW)}"
+    assert answer.headers["content-length"] == str(last + 1 - first)
+
+
+@pytest.mark.parametrize("asked", ["-", "1-2,4-5", "x-y", "--1", "9" * 16 + "-"])
+def test_a_range_that_is_not_one_range_gets_the_whole(server, asked):
+    answer = server.get("/a.pdp", headers={"Range": f"bytes={asked}"})
+    assert (answer.status_code, answer.content) == (200, NEW)
 
 
 def test_a_range_of_an_older_file_gets_the_whole_new_one(server):

@@ -1,5 +1,6 @@
 """An Engine over a store: new patches come in while it runs, and no inference notices."""
 
+import itertools
 import os
 import threading
 from dataclasses import replace
@@ -10,11 +11,20 @@ from bundle_cases import KEY, make_bundle, make_patch, reference_logits
 from graph_cases import random_images
 
 from patchdeploy.bundle import add_task
-from patchdeploy.errors import PatchRefusedError, UnknownTaskError
+from patchdeploy.errors import (
+    ConfigError,
+    PatchRefusedError,
+    RuntimeBackendError,
+    StorageError,
+    UnknownTaskError,
+)
 from patchdeploy.patchfile.keys import SigningKey
 from patchdeploy.patchfile.pack import GoldenInputs, Release, Signer, pack_patch
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
+from patchdeploy.runtime.choose import make_backend
+from patchdeploy.storage import sha256_hex
+from patchdeploy.verify.patch import verify_patch
 
 INSTALLS = int(os.environ.get("PATCHDEPLOY_FAULT_INSTALLS", "12"))
 """`make faults` asks for 1,000."""
@@ -90,16 +100,167 @@ def test_a_store_brings_a_task_that_the_bundle_does_not_have(bundle, tmp_path):
 
 def test_the_bundles_patch_runs_where_its_sequence_is_higher(tmp_path):
     bundle = make_bundle(tmp_path / "b", tasks=("first",), signed=True)
-    newer = Release(sequence=9, signers=(Signer(KEY, 0),))
+    open_store(tmp_path / "store", bundle).install(pack(bundle, seed=8, sequence=5).data)
+    newer = Release(sequence=9, signers=(Signer(KEY, 0),))  # the app is updated
     bundle = add_task(bundle.path, make_patch(seed=7)[1], release=newer, replace_existing=True)
     store = open_store(tmp_path / "store", bundle)
-    store.install(pack(bundle, seed=8, sequence=5).data)
     with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
         entry = bundle.manifest.files[bundle.task("first").file]
         assert engine.versions["first"] == entry.sha256
         store.install(pack(bundle, seed=8, sequence=9).data)
         engine.refresh()
         assert engine.versions["first"] == store.active()["first"]
+    with pytest.raises(PatchRefusedError) as caught:
+        open_store(tmp_path / "other", bundle).install(pack(bundle, seed=8, sequence=8).data)
+    assert str(caught.value) == (
+        "patch refused (sequence): sequence is 8; it must be 9 or more, that of the patch which "
+        "ships with the app; fetch a newer patch; the one before the active one comes back with "
+        "revert"
+    )
+
+
+def test_an_engine_refuses_a_store_of_another_base_or_runtime(bundle, tmp_path):
+    other = make_bundle(tmp_path / "other", "branches", tasks=(), signed=True)
+    bundles = {"ours": bundle, "other": other}
+    formats = {"litert": "tflite", "onnxruntime": "onnx"}
+    for of, runtime in itertools.product(bundles, formats):
+        store = open_store(tmp_path / "store", bundles[of], runtime)
+        for over, run in itertools.product(bundles, formats):
+            if (of, runtime) == (over, run):
+                Engine.open(bundles[over], run, store=store).close()
+                continue
+            theirs, ours = formats[runtime], formats[run]
+            what = f"runtime's format {theirs}; the engine over {bundles[over].path} is for {ours}"
+            if of != over:
+                theirs, ours = (bundles[one].manifest.base_sha256 for one in (of, over))
+                what = f"base {theirs}; the engine over {bundles[over].path} is for {ours}"
+            with pytest.raises(ConfigError) as caught:
+                Engine.open(bundles[over], run, store=store)
+            assert str(caught.value) == (
+                f"store {tmp_path / 'store'} is for {what}; open the store with open_store over "
+                "the same bundle and runtime"
+            )
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Over the same base, with a resolution more in its files."""
+    place = tmp_path_factory.mktemp("wide") / "bundle"
+    return make_bundle(place, signed=True, resolutions=(16, 24, 32))
+
+
+def pack_wide(wide, sequence):
+    patch = make_patch(seed=7, resolutions=(16, 24, 32))[1]
+    release = Release(sequence, signers=(Signer(KEY, 0),))
+    return pack_patch(patch, wide.coding_table, wide.base_files(), release=release)
+
+
+def test_a_patch_for_a_resolution_that_the_base_file_lacks_is_refused_and_harms_nothing(
+    bundle, wide, tmp_path
+):
+    assert wide.coding_table.sha256 == bundle.coding_table.sha256
+    data = pack_wide(wide, 7).data
+    store = open_store(tmp_path / "store", bundle)
+    with pytest.raises(PatchRefusedError) as caught:
+        store.install(data)
+    assert caught.value.code == "result"
+    report = verify_patch(data, bundle)
+    assert (report.ok, report.refused.code) == (False, "result")
+    good = pack(bundle, seed=8, sequence=2)
+    store.install(good.data)
+    name = f"{sha256_hex(data)}.pdp"
+    (tmp_path / "store" / name).write_bytes(data)
+    (tmp_path / "store" / "STATE").unlink()
+    assert dict(store.active()) == {"first": sha256_hex(good.data)}
+    assert len(store.list()) == 2
+    with Engine.open(bundle, store=store) as engine:
+        assert engine.versions["first"] == sha256_hex(good.data)
+    recovery = store.recover()
+    assert list(recovery.refused) == [name]
+    assert "patch refused (result)" in recovery.refused[name]
+
+
+def test_an_update_of_the_app_with_other_base_files_runs_the_bundles_patch(
+    bundle, wide, tmp_path, caplog
+):
+    open_store(tmp_path / "store", wide).install(pack_wide(wide, 7).data)
+    store = open_store(tmp_path / "store", bundle)
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert engine.resolutions("first") == (16, 24)
+        entry = bundle.manifest.files[bundle.task("first").file]
+        assert engine.versions["first"] == entry.sha256
+        assert "task first stays as it is: patch refused (result)" in caplog.text
+        caplog.clear()
+        assert engine.refresh() == ()
+        assert caplog.text == ""  # the same files are not looked at again
+
+
+def test_a_damaged_state_is_rebuilt_once_and_not_at_every_look(bundle, tmp_path, caplog):
+    store = open_store(tmp_path / "store", bundle)
+    installed = store.install(pack(bundle, seed=8).data)
+    (tmp_path / "store" / "STATE").write_bytes(b"?")
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert engine.versions["first"] == installed.sha256
+        assert "was rebuilt" in caplog.text
+        caplog.clear()
+        assert engine.refresh() == ()
+        assert caplog.text == ""
+        newer = store.install(pack(bundle, seed=9, sequence=3).data)
+        assert engine.refresh() == ("first",)
+        assert engine.versions["first"] == newer.sha256
+
+
+def test_a_store_that_cannot_be_read_leaves_the_bundles_patches_running(bundle, tmp_path, caplog):
+    (tmp_path / "store").write_bytes(b"a file")
+    store = open_store(tmp_path / "store", bundle)
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert engine.tasks == ("first", "second")
+        assert "Not a directory" in engine.store_problem
+        assert f"the bundle's patches run: {engine.store_problem}" in caplog.text
+        with pytest.raises(StorageError):
+            engine.refresh()
+        (tmp_path / "store").unlink()
+        assert engine.refresh() == ()
+        assert engine.store_problem is None
+
+
+class Forgetful:
+    """A back end that has no memory for one task's model while ``is_full``."""
+
+    def __init__(self, backend, values):
+        self.backend, self.values, self.is_full = backend, values, True
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def load(self, values, resolution):
+        if self.is_full and np.array_equal(values.bias, self.values[resolution].bias):
+            raise RuntimeBackendError("no memory; free some; try again")
+        return self.backend.load(values, resolution)
+
+
+def test_a_task_whose_model_does_not_load_does_not_hold_up_the_others(bundle, tmp_path, caplog):
+    store = open_store(tmp_path / "store", bundle)
+    first, second = pack(bundle, seed=11), pack(bundle, task="second", seed=12)
+    backend = Forgetful(make_backend(bundle, "litert", 1, "resident", None), first.patch.values)
+    with Engine(bundle, backend, None, store=store, format_name="tflite") as engine:
+        for task in ("first", "second"):
+            engine.prewarm(task, 16)
+        for one in (first, second):
+            store.install(one.data)
+        assert engine.refresh() == ("second",)
+        assert "task first stays as it is: no memory" in caplog.text
+        backend.is_full = False
+        assert engine.refresh() == ("first",)
+
+
+def test_a_store_is_opened_and_listed_without_its_runtime(bundle, tmp_path):
+    installed = open_store(tmp_path / "store", bundle).install(pack(bundle).data)
+    store = open_store(tmp_path / "store", bundle, package="not_there")
+    assert [one.sha256 for one in store.list()] == [installed.sha256]
+    assert store.clean_up() == ()
+    with pytest.raises(ConfigError, match="not_there"):
+        store.install(pack(bundle, seed=2, sequence=3).data)
 
 
 def test_a_patch_that_is_damaged_in_the_store_leaves_the_task_as_it_is(bundle, tmp_path, caplog):

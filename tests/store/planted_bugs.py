@@ -127,7 +127,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("nothing synced that a killed process left", power, "'(again|clean-up)'.*then a power loss")
 def _(patch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
-    def writing(self: Store, action: str) -> Iterator[FoundState]:
+    def writing(self: Store, action: str, makes: bool = False) -> Iterator[FoundState]:
         place = self._place
         with place.disk(action), place.locked():
             found = self._find()
@@ -266,13 +266,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _with_sequence_rule(
     patch: pytest.MonkeyPatch, allows: Callable[[StoreState, CheckedPatch], bool]
 ) -> None:
-    check = patch_store._check_sequence
+    check = Store._check_sequence
 
-    def looser(state: StoreState, checked: CheckedPatch, activate: bool) -> None:
+    def looser(self: Store, state: StoreState, checked: CheckedPatch, activate: bool) -> None:
         if not allows(state, checked):
-            check(state, checked, activate)
+            check(self, state, checked, activate)
 
-    patch.setattr(patch_store, "_check_sequence", looser)
+    patch.setattr(Store, "_check_sequence", looser)
 
 
 @bug("equal sequence taken", without_folder(prove_orders), "'changed', not 'sequence'")

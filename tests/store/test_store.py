@@ -338,6 +338,41 @@ def test_a_store_with_nothing_left_says_so_and_goes_on():
     assert store.install(make_patch(1)).changed
 
 
+def test_a_clean_up_leaves_folders_that_have_the_names_of_files(tmp_path: Path):
+    store = open_store(tmp_path / "store")
+    for number in (1, 2, 3):
+        store.install(make_patch(number))
+    for name in ("0123456789abcdef.tmp", patch_name("f" * 64)):
+        (tmp_path / "store" / name).mkdir()
+    assert store.clean_up() == (patch_name(hash_of(1)),)
+    assert (tmp_path / "store" / "0123456789abcdef.tmp").is_dir()
+
+
+def test_only_an_install_makes_a_store(tmp_path: Path):
+    store = open_store(tmp_path / "store")
+    acts = {
+        "activate a patch": lambda: store.activate(hash_of(1)),
+        "revert a task": lambda: store.revert(TASK),
+        "clean up": store.clean_up,
+    }
+    for action, act in acts.items():
+        with pytest.raises(PatchError) as caught:
+            act()
+        assert str(caught.value) == (
+            f"cannot {action} in {tmp_path / 'store'}: no patch store is there; installing a "
+            "patch makes one; correct the path"
+        )
+        assert not (tmp_path / "store").exists()
+
+
+def test_a_patch_older_than_the_shipped_one_is_refused_and_an_equal_one_is_not():
+    store = replace(open_store(FOLDER, simulated()[0]), shipped={TASK: 2})
+    with pytest.raises(PatchRefusedError) as caught:
+        store.install(make_patch(1))
+    assert caught.value.code == "sequence"
+    assert store.install(make_patch(2)).changed
+
+
 def test_a_clean_up_that_had_to_recover_removes_no_patch():
     _, store = simulated(1, 2, 3)
     write_raw(store, "0123456789abcdef.tmp", b"half")

@@ -331,6 +331,7 @@ def test_a_joint_run_exports_and_the_engine_answers_as_its_networks(
         images,
         formats=("tflite",),
         config=CalibrationConfig(images=64),
+        unsigned=True,
     )
     with Engine.open(tmp_path / "bundle") as engine:
         for name, (_, held) in sets.items():

@@ -391,6 +391,7 @@ def test_it_learns_at_every_resolution_and_exports_as_a_signature_each(
         {"optical_digits": images[0]},
         formats=("tflite",),
         config=CalibrationConfig(images=64),
+        unsigned=True,
     )
     model = PatchedModel(result.base)
     model.load_patch(result.patch)

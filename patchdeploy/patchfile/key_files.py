@@ -1,0 +1,121 @@
+"""The files of keys: a private one that only its owner reads, and one writer of a list at a time.
+
+In: bytes and paths. Out: files that are whole and on the disk, or a typed error and no file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from patchdeploy.errors import PatchKeyError, StorageError
+from patchdeploy.storage import sync_folder
+
+MAX_FILE_BYTES = 65_536
+_PEM_START = b"-----BEGIN "
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A new file of mode 0600, on the disk together with its name.
+
+    Raises:
+        StorageError: there is such a file already, which stays as it is, or it cannot be written;
+            then, as after any other fault, there is none.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write key file {path}: {error.strerror or error}; a key is never overwritten; "
+        "choose a new name in a folder that is there and can be written"
+    )
+
+
+def read_private(path: Path) -> bytes:
+    """The bytes of one regular file whose mode is checked after it is open.
+
+    Raises:
+        PatchKeyError: others can read or write it, or it is longer than a key.
+        StorageError: it is not there or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise StorageError(
+            f"cannot read key file {path}: {error.strerror or error}; name a file that is there "
+            "and that you own"
+        ) from error
+    others = stat.S_IMODE(status.st_mode) & 0o077
+    if others:
+        raise PatchKeyError(
+            f"key file {path} has mode {stat.S_IMODE(status.st_mode):04o}; group and others must "
+            "have no access to it; if nobody has read it, chmod 600, else make a new key"
+        )
+    if len(data) > MAX_FILE_BYTES:
+        raise PatchKeyError(
+            f"key file {path} has more than {MAX_FILE_BYTES} bytes; it must be one PEM key; "
+            "make one with patchdeploy keys new"
+        )
+    return data
+
+
+def is_pem(path: Path) -> bool:
+    """Whether a regular file begins as a PEM file does, whatever its name; False if unreadable."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            return regular and os.read(handle, len(_PEM_START)) == _PEM_START
+        finally:
+            os.close(handle)
+    except OSError:
+        return False
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """One process at a time that changes a list in ``folder``; waits for the others.
+
+    The lock (flock) is on the folder itself, so it leaves no file, and ends with the process.
+
+    Raises:
+        StorageError: the folder is not there or cannot be read.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, the rename is still atomic
+        yield
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write into {folder}: {error.strerror or error}; it must be a folder that is "
+            "there and that you can read and write; make it, or correct the path"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
