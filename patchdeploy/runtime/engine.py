@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from time import monotonic, perf_counter
@@ -27,7 +28,6 @@ from patchdeploy.errors import (
     DataError,
     PatchdeployError,
     RuntimeBackendError,
-    StorageError,
     UnknownResolutionError,
     UnknownTaskError,
 )
@@ -38,11 +38,9 @@ from patchdeploy.runtime.prediction import Prediction, softmax
 from patchdeploy.runtime.residents import Key, Residents
 from patchdeploy.runtime.versions import (
     LOGGER,
+    StoreWatch,
     TaskVersion,
-    Versions,
     bundle_versions,
-    check_store,
-    newest_versions,
 )
 from patchdeploy.slots import PatchValues
 from patchdeploy.store import Store
@@ -71,18 +69,15 @@ class Engine:
         format_name: str = "",
     ) -> None:
         self._bundle = bundle
-        self._store = store
-        self._format_name = format_name
-        self._glance: object = None
-        self._store_problem: str | None = None
         self._refresh_seconds = refresh_seconds
         self._refreshed = monotonic()
         self._refresh_lock, self._background_lock = Lock(), Lock()
-        self._shipped = bundle_versions(bundle, with_sequence=store is not None)
-        self._versions = self._shipped
+        self._versions = bundle_versions(bundle, with_sequence=store is not None)
+        self._watch: StoreWatch | None = None
         if store is not None:
-            check_store(store, bundle, format_name)
-            self._versions = self._look_quietly()
+            self._watch = StoreWatch(store, bundle, format_name, self._versions)
+            with suppress(PatchdeployError):  # logged
+                self._versions = self._watch.look(self._versions)
         self._backend: Backend | None = backend
         self._residents = Residents(budget_bytes)
         self._patches = Patches(patch_budget_bytes)
@@ -122,7 +117,7 @@ class Engine:
                 store of another base or runtime.
             MissingExtraError: the runtime is not installed.
             IntegrityError, FileFormatError: the bundle is damaged. (A store that cannot be read
-                is logged, see `store_problem`, and the bundle's patches run.)
+                is logged once, see `store_problem`, and the bundle's patches run.)
         """
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         backend = make_backend(opened, runtime, threads, mode, package)
@@ -164,8 +159,8 @@ class Engine:
 
     @property
     def store_problem(self) -> str | None:
-        """Why the last look at the store failed; None where it did not."""
-        return self._store_problem
+        """Why the store could not be read at the last look; None where it could."""
+        return None if self._watch is None else self._watch.problem
 
     @property
     def residents(self) -> tuple[tuple[str, int], ...]:
@@ -249,54 +244,37 @@ class Engine:
 
         Raises:
             StorageError: the store's folder cannot be read; the engine goes on as it is.
+            PatchdeployError: its STATE is damaged and its patches cannot be proved here; likewise.
         """
-        if self._store is None:
+        if self._watch is None:
             return ()
         with self._refresh_lock:
             before = self._versions
-            after = dict(self._look(self._store))
+            after = dict(self._watch.look(before))
             changed = {
                 task
                 for task in before.keys() | after.keys()
                 if task not in before or task not in after or before[task] != after[task]
             }
-            for task, px in self.residents:
-                if task in changed and task in after and px in after[task].resolutions:
-                    try:
-                        self._resident(after[task], px)
-                    except RuntimeBackendError as error:
-                        LOGGER.warning("task %s stays as it is: %s", task, error)
-                        after[task] = before[task]
-                        changed.remove(task)
-                        self._glance = None  # another look may find memory again
+            for task in sorted({task for task, _ in self.residents} & changed & after.keys()):
+                try:
+                    self._load_like_now(after[task])
+                except PatchdeployError as error:
+                    LOGGER.warning("task %s stays as it is: %s", task, error)
+                    self._watch.forget()  # another look may find memory again
+                    changed.remove(task)
+                    after.pop(task)
+                    after |= {task: before[task]} if task in before else {}
             self._versions = after
             current = {(task, one.sha256) for task, one in after.items()}
             self._evict(lambda key: (key[0], key[2]) not in current)
         return tuple(sorted(changed))
 
-    def _look(self, store: Store) -> Versions:
-        """What each task is to run now; the store is read only if its files are other ones."""
-        try:
-            glance = store.glance()
-            if self._glance is not None and glance == self._glance:
-                return self._versions
-            look = newest_versions(
-                self._shipped, store, self._versions, self._bundle, self._format_name
-            )
-        except StorageError as error:
-            self._store_problem = str(error)
-            raise
-        self._store_problem = None
-        self._glance = glance if look.is_final else None
-        return look.versions
-
-    def _look_quietly(self) -> Versions:
-        assert self._store is not None
-        try:
-            return self._look(self._store)
-        except StorageError as error:
-            LOGGER.warning("the bundle's patches run: %s", error)
-            return self._shipped
+    def _load_like_now(self, version: TaskVersion) -> None:
+        """Load ``version`` at each resolution at which its task is resident."""
+        for task, px in self.residents:
+            if task == version.task and px in version.resolutions:
+                self._resident(version, px)
 
     def _evict(self, goes: Callable[[Key], bool]) -> None:
         loaded = self._residents.keys()
@@ -306,16 +284,15 @@ class Engine:
     def _look_for_patches(self) -> None:
         """Start `refresh` on a thread, at most every ``refresh_seconds``."""
         seconds, now = self._refresh_seconds, monotonic()
-        if self._store is None or seconds is None or now - self._refreshed < seconds:
+        if self._watch is None or seconds is None or now - self._refreshed < seconds:
             return
         self._refreshed = now
         self._in_background(self._refresh_quietly)
 
     def _refresh_quietly(self) -> None:
         try:
-            self.refresh()
-        except PatchdeployError as error:
-            LOGGER.warning("the store was not read: %s", error)
+            with suppress(PatchdeployError):  # logged where it is new
+                self.refresh()
         except Exception:  # nobody waits for this thread's result
             LOGGER.exception("a defect of patchdeploy: the store was not read")
 

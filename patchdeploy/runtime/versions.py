@@ -75,6 +75,7 @@ def check_store(store: Store, bundle: Bundle, format_name: str) -> None:
     policy = store.policy
     for what, theirs, ours in (
         ("base", policy.base_sha256, bundle.manifest.base_sha256),
+        ("a base length of", policy.base_bytes, bundle.coding_table.length_bytes),
         ("runtime's format", policy.runtime, format_name),
     ):
         if theirs != ours:
@@ -90,11 +91,16 @@ class Look:
 
     Attributes:
         versions: of every task.
-        is_final: looking again at the same files would find the same.
+        problems: by task, why what the store has active cannot be used.
     """
 
     versions: Versions
-    is_final: bool
+    problems: Mapping[str, PatchdeployError]
+
+    @property
+    def is_final(self) -> bool:
+        """Looking again at the same names would find the same: no file was damaged or gone."""
+        return all(isinstance(one, PatchRefusedError) for one in self.problems.values())
 
 
 def newest_versions(
@@ -102,16 +108,17 @@ def newest_versions(
 ) -> Look:
     """``shipped`` with what ``store`` has active in its place, where that is no older.
 
-    A patch that cannot be used is logged, and its task stays as ``current`` has it.
+    The task of a patch that cannot be used stays as ``current`` has it.
 
     Args:
         format_name: of the bundle's base file that runs.
 
     Raises:
         StorageError: the store's folder cannot be read.
+        PatchdeployError: STATE is damaged and the patches cannot be proved on this machine.
     """
     chosen = dict(shipped)
-    is_final = True
+    problems: dict[str, PatchdeployError] = {}
     for task, sha256 in store.active().items():
         held = current.get(task)
         if held is not None and held.sha256 == sha256:
@@ -120,14 +127,13 @@ def newest_versions(
         try:
             found = _store_version(store, task, bundle, format_name)
         except PatchdeployError as error:
-            LOGGER.warning("task %s stays as it is: %s", task, error)
-            is_final = is_final and isinstance(error, PatchRefusedError)
+            problems[task] = error
             if held is not None:
                 chosen[task] = held
             continue
         if task not in shipped or found.sequence >= shipped[task].sequence:
             chosen[task] = found
-    return Look(chosen, is_final)
+    return Look(chosen, problems)
 
 
 def _store_version(store: Store, task: str, bundle: Bundle, format_name: str) -> TaskVersion:
@@ -142,3 +148,59 @@ def _store_version(store: Store, task: str, bundle: Bundle, format_name: str) ->
         resolutions=tuple(sorted(patch.values)),
         read=lambda px: patch.values[px],
     )
+
+
+class StoreWatch:
+    """The looks of one Engine at its store: each reads only what is new, and says so once."""
+
+    def __init__(self, store: Store, bundle: Bundle, format_name: str, shipped: Versions) -> None:
+        """
+        Args:
+            format_name: of the bundle's base file that runs.
+            shipped: `bundle_versions`, with sequence numbers.
+
+        Raises:
+            ConfigError: see `check_store`.
+        """
+        check_store(store, bundle, format_name)
+        self._store, self._bundle, self._format_name = store, bundle, format_name
+        self._shipped = shipped
+        self._glance: object = None
+        self._told: Mapping[str, str] = {}
+        self.problem: str | None = None
+        """Why the store could not be read at the last look; None where it could."""
+
+    def look(self, current: Versions) -> Versions:
+        """What each task is to run now: ``current`` where the store's files are those seen before.
+
+        Raises:
+            StorageError: the store's folder cannot be read.
+            PatchdeployError: STATE is damaged and the patches cannot be proved on this machine.
+        """
+        try:
+            glance = self._store.glance()
+            if self._glance is not None and glance == self._glance:
+                return current
+            look = newest_versions(
+                self._shipped, self._store, current, self._bundle, self._format_name
+            )
+        except PatchdeployError as error:
+            if str(error) != self.problem:
+                LOGGER.warning("the store is not read, tasks stay as they are: %s", error)
+            self.problem = str(error)
+            raise
+        self.problem = None
+        self._glance = glance if look.is_final else None
+        self._tell({task: str(error) for task, error in look.problems.items()})
+        return look.versions
+
+    def forget(self) -> None:
+        """Have the next look read everything again."""
+        self._glance = None
+
+    def _tell(self, problems: Mapping[str, str]) -> None:
+        """Log what is new: a damaged file is read again and again, since it can be put right."""
+        for task, problem in problems.items():
+            if self._told.get(task) != problem:
+                LOGGER.warning("task %s stays as it is: %s", task, problem)
+        self._told = problems

@@ -11,6 +11,7 @@ has it, and a commit that leaves the old state or the new one.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from patchdeploy.storage import sha256_hex
 from patchdeploy.store.files import TEMPORARY_SUFFIX, Files, publish
 from patchdeploy.store.state import MAX_STATE_BYTES, StoreState
 
+LOGGER = logging.getLogger("patchdeploy.store")
 LOCK = "lock"
 STATE = "STATE"
 PATCH_SUFFIX = ".pdp"
@@ -70,13 +72,16 @@ class StoreFolder:
         with self.files.lock(self.path / LOCK):
             yield
 
-    def exists(self) -> bool:
-        """Whether the folder is there."""
+    def is_store(self) -> bool:
+        """Whether the folder is there and has a file in it that only a store makes."""
         try:
-            self.files.names(self.path)
+            names = self.files.names(self.path)
         except FileNotFoundError:
             return False
-        return True
+        return any(
+            name == STATE or _PATCH_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name)
+            for name in names
+        )
 
     def look(self) -> StoreState | str:
         """STATE, or what is wrong with it."""
@@ -133,13 +138,14 @@ class StoreFolder:
         """Remove files, and wait until they are gone from the disk.
 
         Returns:
-            Those that are gone: a folder, which no store makes, stays.
+            Those that are gone. A folder, which no store makes, stays; a warning is logged.
         """
         gone = []
         for name in names:
             try:
                 self.files.unlink(self.path / name)
             except IsADirectoryError:
+                LOGGER.warning("%s stays: it is a folder; no store made it", self.path / name)
                 continue
             gone.append(name)
         self.sync()

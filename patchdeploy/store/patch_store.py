@@ -176,8 +176,10 @@ class Store:
         """Every patch file there, and those that should be; by task, then sequence.
 
         Raises:
+            PatchError: there is no store.
             StorageError: the disk failed.
         """
+        self._demand_store("list the patches")
         with self._place.disk("list the patches"):
             state = self._find().state
             entries = [self._entry(one, state) for one in state.named | self._place.patches()]
@@ -186,7 +188,8 @@ class Store:
     def clean_up(self) -> tuple[str, ...]:
         """Remove what a crash left and every patch that is neither active nor previous.
 
-        Where STATE had to be rebuilt first, patches stay: only temporary files go. Folders stay.
+        Where STATE had to be rebuilt first, patches stay: only temporary files go. A folder with
+        such a name stays, too, and a warning is logged.
 
         Returns:
             The names that were removed, sorted.
@@ -203,6 +206,8 @@ class Store:
 
     def recover(self) -> Recovery | None:
         """Rebuild STATE where it is missing or damaged, as every write does first.
+
+        A folder that is no store becomes an empty one.
 
         Returns:
             What was wrong and what came of it; None where nothing was.
@@ -231,14 +236,14 @@ class Store:
         """The lock, and the state; STATE is there and whole before the block begins.
 
         Args:
-            makes: make the folder where there is none; else that is a PatchError.
+            makes: make a store where there is none; else that is a PatchError.
 
         What is visible may come from a process that was killed before it synced the folder: that
         is done first, so that nothing is built on a name that a power loss can take back.
         """
         place = self._place
         if not makes:
-            self._demand_folder(action)
+            self._demand_store(action)
         with place.disk(action), place.locked():
             place.sync()
             found = self._find()
@@ -248,9 +253,9 @@ class Store:
                 place.commit(found.state, None)
             yield found
 
-    def _demand_folder(self, action: str) -> None:
+    def _demand_store(self, action: str) -> None:
         with self._place.disk(action):
-            if not self._place.exists():
+            if not self._place.is_store():
                 raise PatchError(
                     f"cannot {action} in {self.folder}: no patch store is there; installing a "
                     "patch makes one; correct the path"

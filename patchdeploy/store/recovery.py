@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from patchdeploy.errors import (
+    ConfigError,
     IntegrityError,
     MissingExtraError,
     PatchdeployError,
@@ -27,6 +28,16 @@ LOGGER = logging.getLogger("patchdeploy.store")
 
 Prove = Callable[[bytes], CheckedPatch]
 """Every check of a patch file but sequence and expiry, or a `PatchRefusedError`."""
+
+OF_THIS_MACHINE = (
+    StorageError,
+    RuntimeBackendError,
+    MissingExtraError,
+    ConfigError,
+    IntegrityError,
+)
+"""Errors of `Prove` that say nothing about the patch: the disk, the runtime and how it was asked
+for, the bundle's own files. A state that was rebuilt after one of them would lack good patches."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ def find_state(folder: StoreFolder, prove: Prove) -> FoundState:
 
     Raises:
         OSError: the disk failed, which says nothing about STATE or a patch.
+        PatchdeployError: one of `OF_THIS_MACHINE`, while a patch was proved.
     """
     while True:
         seen = folder.look()
@@ -75,8 +87,8 @@ def _rebuild(folder: StoreFolder, prove: Prove, reason: str) -> FoundState:
             continue
         try:
             header = prove(data).header
-        except (StorageError, RuntimeBackendError, MissingExtraError):
-            raise  # of this machine, which says nothing about the patch
+        except OF_THIS_MACHINE:
+            raise
         except PatchdeployError as error:
             refused[patch_name(sha256)] = str(error)
         else:

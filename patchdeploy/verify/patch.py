@@ -14,17 +14,15 @@ from typing import Any
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import (
     ConfigError,
-    HeadCapacityError,
     MissingExtraError,
     PatchdeployError,
-    PatchFileError,
     PatchRefusedError,
 )
 from patchdeploy.patchfile import CheckedPatch, Policy, check_patch_file
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import check_results
 from patchdeploy.patchfile.payload import decode_payload
-from patchdeploy.patchfile.values import PatchFile, check_patch
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.self_test import run_self_test
 from patchdeploy.storage import sha256_hex
@@ -148,22 +146,11 @@ def verify_patch(
     except PatchRefusedError as error:
         refused = error
         run.failed = _STAGE_OF[error.code]
-    except _ValuesError as error:
-        refused = error.cause
-        run.failed = "values"
     return PatchReport(sha256_hex(data), len(data), run.rows(refused), refused, run.checked)
 
 
 def _holds(bundle: Bundle, runtime: str) -> bool:
     return RUNTIME_FORMATS[runtime] in bundle.formats
-
-
-class _ValuesError(Exception):
-    """Check 8 in the words of `check_patch`, which has no code."""
-
-    def __init__(self, cause: PatchdeployError) -> None:
-        super().__init__(cause)
-        self.cause = cause
 
 
 class _Run:
@@ -199,10 +186,6 @@ class _Run:
         table = self.bundle.coding_table
         patch = decode_payload(checked.payload, checked.header, table)
         self.details["parts"] = f"{checked.header.payload_bytes} bytes, {table.slot_count} slots"
-        try:
-            check_patch(patch, table.layout)
-        except (PatchFileError, HeadCapacityError, ConfigError) as error:
-            raise _ValuesError(error) from error
         sides = ", ".join(map(str, sorted(patch.values)))
         self.details["values"] = f"{len(patch.classes)} classes at {sides} px"
         check_results(checked, patch, self.bases)

@@ -107,8 +107,9 @@ def test_list_shows_what_is_active(place, options, tmp_path):
     assert "previous" in here("list", *options).stdout
 
 
-def test_a_store_that_is_not_there_is_empty_and_is_not_made(options, tmp_path):
-    assert answer("list", *options) == {"store": str(tmp_path / "store"), "patches": []}
+def test_a_store_that_is_not_there_cannot_be_listed_and_is_not_made(options, tmp_path):
+    said = f"cannot list the patches in {tmp_path / 'store'}: no patch store is there"
+    refused(here("list", *options), 2, said)
     assert not (tmp_path / "store").exists()
 
 
@@ -159,7 +160,7 @@ def test_a_refused_patch_ends_with_1_and_its_code(place, options, tmp_path, code
         }[code]()
     )
     refused(here("install", file, *options), 1, f"patch refused ({code})")
-    assert answer("list", *options)["patches"] == []
+    assert list((tmp_path / "store").glob("*.pdp")) == []
 
 
 def pack_unsigned(bundle):

@@ -22,6 +22,7 @@ from rows_hostile import try_hostile
 from rows_match import try_bases, try_places
 from rows_misbehave import try_planted
 from rows_sites import try_sites
+from rows_state import try_state
 from rows_values import try_values
 from tried import Progress, Told, scaled
 
@@ -123,6 +124,7 @@ ROWS = (
         "STATE corrupt or missing",
         "rebuilt from signed patches, else base and error",
         store=STORE[15],
+        engine=lambda scale, folder, progress: try_state(folder, progress),
     ),
     _row(
         16, "file swapped after the check", "the checked bytes are the used bytes", store=STORE[16]

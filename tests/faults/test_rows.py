@@ -11,6 +11,7 @@ import rows_hostile
 import rows_match
 import rows_misbehave
 import rows_sites
+import rows_state
 import rows_values
 from container_cases import forge
 from rows import ROWS
@@ -65,6 +66,10 @@ def test_row_9_a_value_that_no_slot_takes_is_refused():
 
 def test_row_10_only_all_slots_and_whole_parts_are_taken():
     rows_sites.try_sites(0.1, no_progress)
+
+
+def test_row_15_a_bad_patch_does_not_keep_a_store_from_coming_back(tmp_path):
+    assert rows_state.try_state(tmp_path, no_progress).count == 38
 
 
 def test_row_18_a_patch_that_misbehaves_is_refused_and_the_one_before_stays(tmp_path):

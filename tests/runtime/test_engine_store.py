@@ -1,5 +1,6 @@
 """An Engine over a store: new patches come in while it runs, and no inference notices."""
 
+import errno
 import itertools
 import os
 import threading
@@ -24,6 +25,7 @@ from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.runtime.choose import make_backend
 from patchdeploy.storage import sha256_hex
+from patchdeploy.store.files import DiskFiles
 from patchdeploy.verify.patch import verify_patch
 
 INSTALLS = int(os.environ.get("PATCHDEPLOY_FAULT_INSTALLS", "12"))
@@ -119,6 +121,29 @@ def test_the_bundles_patch_runs_where_its_sequence_is_higher(tmp_path):
     )
 
 
+class CountingFiles(DiskFiles):
+    """The real disk, and how many patch files were read."""
+
+    patches_read = 0
+
+    def read(self, path, limit_bytes):
+        self.patches_read += path.suffix == ".pdp"
+        return super().read(path, limit_bytes)
+
+
+def test_a_patch_older_than_the_shipped_one_is_read_once_and_not_at_every_look(tmp_path):
+    bundle = make_bundle(tmp_path / "b", tasks=("first",), signed=True)
+    open_store(tmp_path / "store", bundle).install(pack(bundle, seed=8, sequence=5).data)
+    newer = Release(sequence=9, signers=(Signer(KEY, 0),))  # the app is updated
+    bundle = add_task(bundle.path, make_patch(seed=7)[1], release=newer, replace_existing=True)
+    files = CountingFiles()
+    store = replace(open_store(tmp_path / "store", bundle), files=files)
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert files.patches_read == 1
+        assert engine.refresh() == engine.refresh() == ()
+        assert files.patches_read == 1
+
+
 def test_an_engine_refuses_a_store_of_another_base_or_runtime(bundle, tmp_path):
     other = make_bundle(tmp_path / "other", "branches", tasks=(), signed=True)
     bundles = {"ours": bundle, "other": other}
@@ -140,6 +165,13 @@ def test_an_engine_refuses_a_store_of_another_base_or_runtime(bundle, tmp_path):
                 f"store {tmp_path / 'store'} is for {what}; open the store with open_store over "
                 "the same bundle and runtime"
             )
+
+
+def test_an_engine_refuses_a_store_of_another_length_of_base(bundle, tmp_path):
+    store = open_store(tmp_path / "store", bundle)
+    longer = replace(store.policy, base_bytes=store.policy.base_bytes + 1)
+    with pytest.raises(ConfigError, match=f"is for a base length of {longer.base_bytes}; the eng"):
+        Engine.open(bundle, store=replace(store, policy=longer))
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +248,69 @@ def test_a_store_that_cannot_be_read_leaves_the_bundles_patches_running(bundle, 
     with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
         assert engine.tasks == ("first", "second")
         assert "Not a directory" in engine.store_problem
-        assert f"the bundle's patches run: {engine.store_problem}" in caplog.text
-        with pytest.raises(StorageError):
-            engine.refresh()
+        for _ in range(2):
+            with pytest.raises(StorageError):
+                engine.refresh()
+            engine._refresh_quietly()
+        said = f"the store is not read, tasks stay as they are: {engine.store_problem}"
+        assert [one.getMessage() for one in caplog.records] == [said]
         (tmp_path / "store").unlink()
         assert engine.refresh() == ()
         assert engine.store_problem is None
+
+
+class SwitchedFiles(DiskFiles):
+    """The real disk; while ``error`` is set, a folder's names cannot be had."""
+
+    error = None
+
+    def names(self, folder):
+        if self.error is not None:
+            raise self.error
+        return super().names(folder)
+
+
+def test_a_folder_without_permission_leaves_everything_running_until_it_is_back(bundle, tmp_path):
+    files = SwitchedFiles()
+    store = replace(open_store(tmp_path / "store", bundle), files=files)
+    installed = store.install(pack(bundle, seed=8).data)
+    shipped = bundle.manifest.files[bundle.task("first").file].sha256
+    files.error = PermissionError(errno.EACCES, "Permission denied")
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert "Permission denied" in engine.store_problem
+        assert engine.versions["first"] == shipped
+        files.error = None
+        assert engine.refresh() == ("first",)
+        files.error = PermissionError(errno.EACCES, "Permission denied")
+        with pytest.raises(StorageError):
+            engine.refresh()
+        assert engine.versions["first"] == installed.sha256
+
+
+def test_a_defect_while_looking_in_the_background_is_logged_and_not_lost(bundle, tmp_path, caplog):
+    files = SwitchedFiles()
+    store = replace(open_store(tmp_path / "store", bundle), files=files)
+    with Engine.open(bundle, store=store, refresh_seconds=0.0) as engine:
+        files.error = TypeError("a defect")
+        engine.logits(random_images(1, 16), "first", 16)
+    assert "a defect of patchdeploy: the store was not read" in caplog.text
+    assert "TypeError: a defect" in caplog.text
+
+
+def test_a_damaged_state_and_no_runtime_to_prove_patches_on_forgets_no_patch(bundle, tmp_path):
+    installed = open_store(tmp_path / "store", bundle).install(pack(bundle, seed=8).data)
+    (tmp_path / "store" / "STATE").write_bytes(b"?")
+    store = open_store(tmp_path / "store", bundle, package="not_there")
+    newer = pack(bundle, seed=9, sequence=3).data
+    for act in (store.active, store.list, store.clean_up, lambda: store.install(newer)):
+        with pytest.raises(ConfigError, match="not_there"):
+            act()
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert "not_there" in engine.store_problem
+        entry = bundle.manifest.files[bundle.task("first").file]
+        assert engine.versions["first"] == entry.sha256
+    assert (tmp_path / "store" / "STATE").read_bytes() == b"?"
+    assert open_store(tmp_path / "store", bundle).active() == {"first": installed.sha256}
 
 
 class Forgetful:
@@ -274,10 +363,15 @@ def test_a_patch_that_is_damaged_in_the_store_leaves_the_task_as_it_is(bundle, t
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        assert engine.refresh() == ()
-        assert "task first stays as it is" in caplog.text
+        for _ in range(3):
+            assert engine.refresh() == ()
+        (said,) = (one.getMessage() for one in caplog.records)
+        assert said.startswith(f"task first stays as it is: patch file {path} has SHA-256")
         assert engine.versions["first"] == first.sha256
         assert np.array_equal(engine.logits(images, "first", 16), before)
+        store.install(pack(bundle, seed=32, sequence=3).data)  # STATE and all names stay
+        assert engine.refresh() == ("first",)
+        assert engine.versions["first"] == second.sha256
 
 
 def test_a_store_refuses_other_keys_other_bases_and_wrong_scores(bundle, tmp_path):

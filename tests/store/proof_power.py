@@ -19,6 +19,7 @@ from store_cases import CACHED_HOOKS, Summary, expect, make_patch, open_store, r
 from patchdeploy.errors import StorageError
 from patchdeploy.store import Store
 from patchdeploy.store.files import Files
+from patchdeploy.store.folder import StoreFolder
 
 OpenStore = Callable[[Files], Store]
 
@@ -102,9 +103,15 @@ def _moments(name: str, operation: Operation, open_it: OpenStore) -> Iterator[Mo
 
 def _successors(operation: Operation) -> Iterator[tuple[str, Callable[[Store], object]]]:
     """What the next process does; a revert is not done again, since that takes it back."""
-    yield "clean-up", lambda store: store.clean_up()
+    yield "clean-up", _clean_up
     if operation.repeats:
         yield "again", operation.act
+
+
+def _clean_up(store: Store) -> None:
+    """Where nothing of a store is there yet, there is nothing to clean up."""
+    if StoreFolder(store.folder, store.files).is_store():
+        store.clean_up()
 
 
 def prepare(operation: Operation, open_it: OpenStore) -> tuple[SimulatedDisk, Summary, Summary]:

@@ -132,7 +132,9 @@ class Summary:
 def summarise(store: Store, may_be_damaged: bool = False) -> Summary:
     """What a new process finds; fails unless every patch in use is whole and is read back."""
     active = dict(store.active())
-    entries = [entry for entry in store.list() if entry.status != "installed"]
+    place = StoreFolder(store.folder, store.files)
+    listed = store.list() if place.is_store() else ()
+    entries = [entry for entry in listed if entry.status != "installed"]
     for entry in entries:
         assert entry.problem is None, entry
     for task, sha256 in active.items():
@@ -140,7 +142,7 @@ def summarise(store: Store, may_be_damaged: bool = False) -> Summary:
         assert sha256_hex(stored.data) == sha256 == stored.checked.sha256, (
             "sha256_hex(stored.data) == sha256 == stored.checked.sha256"
         )
-    seen = StoreFolder(store.folder, store.files).look()
+    seen = place.look()
     is_known = isinstance(seen, StoreState) or seen == MISSING or may_be_damaged
     assert is_known, f"STATE was left damaged: {seen}"
     state = seen if isinstance(seen, StoreState) else StoreState()

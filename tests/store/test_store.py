@@ -1,6 +1,7 @@
 import logging
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from store_cases import (
 from patchdeploy.errors import (
     ConfigError,
     IntegrityError,
+    PatchdeployError,
     PatchError,
     PatchRefusedError,
     RuntimeBackendError,
     StorageError,
+    UnknownResolutionError,
     UnknownTaskError,
 )
 from patchdeploy.patchfile import CheckedPatch
@@ -35,6 +38,7 @@ from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Entry, Installed, Store, read_clock
 from patchdeploy.store.folder import STATE, patch_name
+from patchdeploy.store.recovery import OF_THIS_MACHINE
 from patchdeploy.store.state import StoreState
 
 
@@ -129,9 +133,8 @@ def test_the_list_says_what_each_file_is_and_what_is_wrong_with_it():
     }
 
 
-def test_a_store_that_is_not_there_is_empty_and_is_not_made_by_reading(tmp_path):
+def test_a_store_that_is_not_there_has_nothing_active_and_is_not_made_by_reading(tmp_path):
     store = open_store(tmp_path / "store")
-    assert store.list() == ()
     assert store.active() == {}
     with pytest.raises(UnknownTaskError) as caught:
         store.read(TASK)
@@ -338,22 +341,33 @@ def test_a_store_with_nothing_left_says_so_and_goes_on():
     assert store.install(make_patch(1)).changed
 
 
-def test_a_clean_up_leaves_folders_that_have_the_names_of_files(tmp_path: Path):
+def test_a_clean_up_leaves_folders_that_have_the_names_of_files_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     store = open_store(tmp_path / "store")
     for number in (1, 2, 3):
         store.install(make_patch(number))
     for name in ("0123456789abcdef.tmp", patch_name("f" * 64)):
         (tmp_path / "store" / name).mkdir()
     assert store.clean_up() == (patch_name(hash_of(1)),)
-    assert (tmp_path / "store" / "0123456789abcdef.tmp").is_dir()
+    for name in ("0123456789abcdef.tmp", patch_name("f" * 64)):
+        assert (tmp_path / "store" / name).is_dir()
+        assert f"{tmp_path / 'store' / name} stays: it is a folder" in caplog.text
 
 
-def test_only_an_install_makes_a_store(tmp_path: Path):
+@pytest.mark.parametrize("files", [None, (), ("lock", "photo.png", "1.pdp", "notes.tmp")])
+def test_only_an_install_makes_a_store(tmp_path: Path, files: tuple[str, ...] | None):
     store = open_store(tmp_path / "store")
-    acts = {
+    if files is not None:
+        (tmp_path / "store").mkdir()
+    for name in files or ():
+        (tmp_path / "store" / name).write_bytes(b"of somebody else")
+    before = sorted(tmp_path.rglob("*"))
+    acts: dict[str, Callable[[], object]] = {
         "activate a patch": lambda: store.activate(hash_of(1)),
         "revert a task": lambda: store.revert(TASK),
         "clean up": store.clean_up,
+        "list the patches": store.list,
     }
     for action, act in acts.items():
         with pytest.raises(PatchError) as caught:
@@ -362,7 +376,71 @@ def test_only_an_install_makes_a_store(tmp_path: Path):
             f"cannot {action} in {tmp_path / 'store'}: no patch store is there; installing a "
             "patch makes one; correct the path"
         )
-        assert not (tmp_path / "store").exists()
+        assert sorted(tmp_path.rglob("*")) == before
+    store.install(make_patch(1))
+    assert [one.status for one in store.list()] == ["active"]
+
+
+def test_a_glance_tells_a_changed_or_damaged_store_and_no_other(tmp_path: Path):
+    store = open_store(tmp_path / "store")
+    seen = [store.glance()]
+    for act in (
+        lambda: store.install(make_patch(1)),
+        lambda: store.install(make_patch(2)),
+        lambda: store.revert(TASK),
+        lambda: store.install(make_patch(3), activate=False),
+        store.clean_up,
+        lambda: damage_state(store),
+        lambda: damage_state(store, b"?"),
+        store.recover,
+    ):
+        act()
+        assert store.glance() == store.glance()
+        assert store.glance() != seen[-1]
+        seen.append(store.glance())
+    with pytest.raises(StorageError, match="cannot look at the store in store"):
+        open_store(make_file(tmp_path / "file")).glance()
+
+
+def make_file(path: Path) -> Path:
+    """A file where a store's folder should be."""
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("error", OF_THIS_MACHINE)
+def test_a_fault_of_the_machine_while_recovering_makes_no_state_without_the_patches(
+    tmp_path: Path, error: type[PatchdeployError]
+):
+    open_store(tmp_path / "store").install(make_patch(1))
+    (tmp_path / "store" / "STATE").unlink()
+
+    def fails(checked: CheckedPatch, patch: PatchFile) -> None:
+        raise error("of this machine")
+
+    hooks = replace(HOOKS, self_test=fails)
+    store = open_store(tmp_path / "store", hooks=hooks)
+    for act in (store.active, store.list, store.recover, store.clean_up):
+        with pytest.raises(error, match="of this machine"):
+            act()
+    assert not (tmp_path / "store" / "STATE").exists()
+    assert open_store(tmp_path / "store").active() == {TASK: hash_of(1)}
+
+
+def test_a_patch_whose_proof_ends_in_another_typed_error_is_left_out(tmp_path: Path):
+    open_store(tmp_path / "store").install(make_patch(1))
+    open_store(tmp_path / "store").install(make_patch(2))
+    (tmp_path / "store" / "STATE").unlink()
+
+    def fails(checked: CheckedPatch, patch: PatchFile) -> None:
+        if checked.header.sequence == 2:
+            raise UnknownResolutionError("not in the base file")
+
+    store = open_store(tmp_path / "store", hooks=replace(HOOKS, self_test=fails))
+    assert store.active() == {TASK: hash_of(1)}
+    recovery = store.recover()
+    assert recovery is not None
+    assert recovery.refused == {patch_name(hash_of(2)): "not in the base file"}
 
 
 def test_a_patch_older_than_the_shipped_one_is_refused_and_an_equal_one_is_not():
