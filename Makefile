@@ -55,6 +55,7 @@ paper: $(VENV)/.dev
 	$(BIN)/python benchmarks/paper/toy_2d.py
 	test -e out/paper/detector || $(BIN)/python benchmarks/paper/train_detector.py
 	$(BIN)/python benchmarks/paper/run.py all
+	$(BIN)/python benchmarks/paper/probes.py
 	$(BIN)/python benchmarks/paper/collect.py
 
 $(BIN)/uv:

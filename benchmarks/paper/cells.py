@@ -95,7 +95,7 @@ def run_cells(
     """
     path = results_path(experiment, quick)
     records: dict[str, Record] = dict(_read(path, experiment)["cells"])
-    missing = [cell for cell in cells if cell.key not in records]
+    missing = missing_cells(experiment, cells, quick)
     # By seed, so that a run that is stopped has whole tables of fewer seeds.
     missing.sort(key=lambda cell: cell.seed)
     columns = (
@@ -121,6 +121,12 @@ def run_cells(
                 shown = "" if top1 is None else f" {100 * top1:.1f} %"
                 print(f"{experiment}: {cell.row} | {cell.column} | {cell.seed}{shown}", flush=True)
     return {cell.key: records[cell.key] for cell in cells}
+
+
+def missing_cells(experiment: str, cells: Sequence[Cell], quick: bool) -> list[Cell]:
+    """Those of ``cells`` that no run has kept yet."""
+    kept = _read(results_path(experiment, quick), experiment)["cells"]
+    return [cell for cell in cells if cell.key not in kept]
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 """Write docs/paper.md: every table and figure in small beside the paper's own.
 
 In: benchmarks/paper/results and the fragments folding_1d.md and toy_2d.md. Out: docs/paper.md. A
-cell that was not run says so; no figure is written by hand.
+cell that was not run says so; a fragment that is not there is an error; no figure is written by
+hand.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from beyond import describe_beyond
 from cells import Cell, results_path
 from experiment import Experiment, Records
 from run import EXPERIMENTS, PICTURES, show
@@ -20,7 +22,8 @@ from patchdeploy.storage import write_atomic
 
 OUT = Path("docs/paper.md")
 SEEDS = 3
-FRAGMENTS = ("folding_1d", "toy_2d", "patch_size")
+FRAGMENTS = ("folding_1d", "toy_2d")
+"""Pages that scripts of these names leave beside their pictures."""
 OPENING = """# The paper in small
 
 *K for the Price of 1* (ICLR 2019) trained on ImageNet, Places and five transfer sets on GPU
@@ -33,12 +36,14 @@ give a mean ± a standard deviation, and Student's t gives a one-sided 95 % boun
 where the bound is above 0 (or above the shortfall that the claim allows), *does not hold* where the
 opposite bound is below it, and is *undecided* otherwise. A column that says the opposite is named.
 Seeds draw the training images, the heads and the orders; the test images are the same for all, so a
-verdict is one about these data sets.
+verdict is one about these data sets. "n = 9 might decide": at this mean and this deviation, that
+many seeds would.
 
     make paper                                  # everything below
     python benchmarks/paper/run.py all          # tables; what is there is not run again
     python benchmarks/paper/folding_1d.py       # section 4
     python benchmarks/paper/toy_2d.py           # appendix A
+    python benchmarks/paper/probes.py           # reasons that the notes give
     python benchmarks/paper/collect.py          # this page
 
 Accuracies are in % on test images that no choice was made on; the best epoch is chosen on 15 % of
@@ -49,13 +54,29 @@ head and another order.
 
 def main() -> None:
     """See the module."""
-    parts = [OPENING, *(describe(one) for one in EXPERIMENTS.values())]
-    for name in FRAGMENTS:
-        fragment = PICTURES / f"{name}.md"
-        if fragment.exists():
-            parts.append(fragment.read_text())
-    write_atomic(OUT, ("\n".join(part.strip() + "\n" for part in parts)).encode())
+    write_atomic(OUT, make_page().encode())
     print(f"wrote {OUT}")
+
+
+def make_page() -> str:
+    """The whole page."""
+    parts = [OPENING, *(describe(one) for one in EXPERIMENTS.values())]
+    parts += [describe_beyond(), *read_fragments()]
+    return "\n".join(part.strip() + "\n" for part in parts)
+
+
+def read_fragments() -> list[str]:
+    """The pages of FRAGMENTS.
+
+    Exits with a message where one is not there, so that no section is lost in silence.
+    """
+    missing = [name for name in FRAGMENTS if not (PICTURES / f"{name}.md").exists()]
+    if missing:
+        sys.exit(
+            f"error: {PICTURES / missing[0]}.md is not there; the page has a section of it; run: "
+            f"python benchmarks/paper/{missing[0]}.py"
+        )
+    return [(PICTURES / f"{name}.md").read_text() for name in FRAGMENTS]
 
 
 def describe(experiment: Experiment) -> str:
@@ -74,8 +95,8 @@ def describe(experiment: Experiment) -> str:
     if (PICTURES / f"{experiment.name}.png").exists():
         lines += ["", f"![{experiment.title}](paper/{experiment.name}.png)"]
     lines.append("")
-    if experiment.note:
-        lines += [experiment.note, ""]
+    if note := experiment.note(records):
+        lines += [note, ""]
     seconds = sum(record["seconds"] for record in records.values())
     shown = f"{len(records)} runs of one thread, {seconds / 60:.0f} minutes in sum by the clock"
     lines.append(f"{shown}; {device}.")

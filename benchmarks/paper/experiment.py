@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell, Record, Spread, by_place
-from gaps import Gap
+from gaps import MOST_SEEDS, Gap, seeds_to_decide
 
 Records = Mapping[str, Record]
 
@@ -66,7 +66,18 @@ class Claim:
         if len(self.gap.by_column) > 1:
             each = [self.unit * own for own in self.gap.by_column.values()]
             shown += f"; columns {min(each):+.1f} to {max(each):+.1f}"
-        return f"| {text} | {shown} | {self.verdict} |"
+        return f"| {text} | {shown} | {self.verdict}{self._needed()} |"
+
+    def _needed(self) -> str:
+        """How many seeds an undecided claim would take."""
+        if self.verdict != "undecided":
+            return ""
+        count = seeds_to_decide(self.gap, self.allowed)
+        return f"; n = {count} might decide" if count else f"; n = {MOST_SEEDS} would not decide"
+
+
+def _nothing(records: Records) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,8 @@ class Experiment:
         measure: (settings, seed) -> record; importable.
         claims: records -> claims.
         draw: (records, path of a PNG) -> None.
-        note: what is to be said about the result; written after looking at it.
+        note: what is to be said about the result, its figures computed from the records: a reason
+            for each claim that does not hold, or that none is known.
     """
 
     name: str
@@ -94,7 +106,7 @@ class Experiment:
     claims: Callable[[Records], list[Claim]]
     draw: Callable[[Records, Path], None]
     figures: Sequence[tuple[str, str]] = field(default=(("test_top1", "test top-1, %"),))
-    note: str = ""
+    note: Callable[[Records], str] = _nothing
 
 
 def markdown_table(records: Records, cells: Sequence[Cell], figure: str) -> str:

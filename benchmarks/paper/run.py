@@ -5,6 +5,8 @@
     python benchmarks/paper/run.py all               # the whole set: about two hours on two cores
     python benchmarks/paper/run.py all --quick       # that everything runs: no results
 
+First: python benchmarks/paper/train_detector.py, and the wheel of the ImageNet backbone (make paper
+does both); where they are missing and needed, it says so.
 A run that was stopped goes on where it was. Results are in benchmarks/paper/results, pictures in
 docs/paper; collect.py writes docs/paper.md from them.
 """
@@ -20,8 +22,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cells import Cell, run_cells
+from cells import Cell, missing_cells, run_cells
 from experiment import Experiment, Records, markdown_table
+from networks import lacking
 from shared_tables import EXPERIMENTS as SHARED
 from shared_tables import unpack
 from transfer_tables import EXPERIMENTS as TRANSFER
@@ -44,15 +47,32 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny runs that show no result")
     arguments = parser.parse_args()
     names = list(EXPERIMENTS) if "all" in arguments.names else arguments.names
+    if reasons := find_lacking(names, arguments.seeds, arguments.quick):
+        sys.exit("\n".join(f"error: {reason}" for reason in reasons))
     for name in names:
         start = time.perf_counter()
         run_experiment(EXPERIMENTS[name], arguments.seeds, arguments.jobs, arguments.quick)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
+def find_lacking(names: Sequence[str], seeds: int, quick: bool) -> list[str]:
+    """What must be run first, for the networks of all cells that are still missing."""
+    networks = {
+        cell.settings.get("network", "random")
+        for name in names
+        for cell in missing_cells(name, planned_cells(EXPERIMENTS[name], seeds, quick), quick)
+    }
+    return [reason for network in sorted(networks) if (reason := lacking(network))]
+
+
+def planned_cells(experiment: Experiment, seeds: int, quick: bool) -> list[Cell]:
+    """All cells of a table; a quick run has one seed."""
+    return experiment.cells(quick, 1 if quick else seeds)
+
+
 def run_experiment(experiment: Experiment, seeds: int, jobs: int, quick: bool) -> None:
     """Measure what is missing, print the table and the claims, draw the picture."""
-    cells = experiment.cells(quick, 1 if quick else seeds)
+    cells = planned_cells(experiment, seeds, quick)
     records = run_cells(experiment.name, cells, experiment.measure, jobs=jobs, quick=quick)
     print(f"\n{experiment.title}\n\n{show(experiment, records, cells)}\n")
     for claim in experiment.claims(records):

@@ -245,15 +245,22 @@ def open_detector_base(folder: Path = OUT) -> Base:
     Raises:
         FileNotFoundError: no detector there.
     """
-    if not (folder / FACTS).exists():
-        raise FileNotFoundError(
-            f"{folder} has no {FACTS}; it holds the detector that Table 3 starts from; run: "
-            "python benchmarks/paper/train_detector.py"
-        )
+    if reason := detector_lacking(folder):
+        raise FileNotFoundError(reason)
     facts = json.loads((folder / FACTS).read_text())
     settings = facts["settings"]
     empty = build_ssdlite(len(facts["classes"]), settings["width_mult"], settings["size_px"])
     return Base.from_detector(empty, checkpoint=folder / WEIGHTS, name="ssdlite/features")
+
+
+def detector_lacking(folder: Path) -> str:
+    """What must be run before `open_detector_base`; empty where the detector is there."""
+    if (folder / FACTS).exists():
+        return ""
+    return (
+        f"{folder} has no {FACTS}; it holds the detector that Table 3 starts from; run: "
+        "python benchmarks/paper/train_detector.py"
+    )
 
 
 def main() -> None:

