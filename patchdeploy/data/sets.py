@@ -62,6 +62,8 @@ class ImageDataset:
         default_factory=dict, repr=False, compare=False
     )
 
+    _positions: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise DataError(
@@ -145,7 +147,13 @@ class ImageDataset:
         """The images at ``indices``, in that order, with the same classes."""
         chosen = np.asarray(indices, np.int64)
         images = select_images(self.images, chosen)
-        return replace(self, images=images, labels=self.labels[chosen], _resized={})
+        positions = None if self._positions is None else self._positions[chosen]
+        labels = self.labels[chosen]
+        return replace(self, images=images, labels=labels, _resized={}, _positions=positions)
+
+    def position(self, index: int) -> int:
+        """Where the image stood in the set that was split; ``index`` where none was."""
+        return index if self._positions is None else int(self._positions[index])
 
     def at(self, size_px: int, preprocessing: Preprocessing) -> Pixels:
         """All images resized: uint8 [N, size_px, size_px, 3], read-only, computed once.
@@ -182,6 +190,12 @@ def load_image_folder(root: Path | str, load: LoadConfig | None = None) -> Image
     root = Path(root)
     entries = root.iterdir() if root.is_dir() else ()
     folders = sorted(p for p in entries if p.is_dir() and not p.name.startswith("."))
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise DataError(
+            f"images {root} {state}; a task needs a folder with one folder per class; "
+            "correct the path"
+        )
     if len(folders) < 2:
         raise DataError(
             f"{root} holds {len(folders)} class folders; a task needs at least 2; make one folder "
@@ -287,4 +301,8 @@ def split(
         first = min(max(round(len(members) * fractions[0]), 1), len(members) - second)
         parts[0].extend(members[:first].tolist())
         parts[1].extend(members[first : first + second].tolist())
-    return dataset.subset(sorted(parts[0])), dataset.subset(sorted(parts[1]))
+    first_part, second_part = (np.asarray(sorted(part), np.int64) for part in parts)
+    return (
+        replace(dataset.subset(first_part), _positions=first_part),
+        replace(dataset.subset(second_part), _positions=second_part),
+    )

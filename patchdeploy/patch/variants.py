@@ -89,6 +89,11 @@ class PatchConfig:
                 "choose one"
             )
 
+        if type(self.head_seed) is not int or not 0 <= self.head_seed < 2**32:
+            raise ConfigError(
+                f"patch head_seed={self.head_seed!r}; it must be a whole number of at least 0 and "
+                "below 2^32; correct it"
+            )
         if "statistics" in self.kinds and self.statistics == "frozen":
             raise ConfigError(
                 "patch kind 'statistics' with statistics 'frozen'; the patch would own the base's "

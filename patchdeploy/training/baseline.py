@@ -13,13 +13,14 @@ from torch import nn
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import DataError
+from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.loop import Trainee, predict
 from patchdeploy.training.objective import Forward, compile_forward
 from patchdeploy.training.preparation import (
+    check_resolutions,
     choose_device,
     digest,
     make_pair,
@@ -74,14 +75,18 @@ def train_baseline(
         teacher, workers, run_dir, resume: as `train_patch`'s.
 
     Raises:
+        ConfigError: another ``which``, or a resolution below the base's stride.
         DataError: an empty set, or a single class.
         TrainingError: the loss is not finite, or another rank has stopped.
         KeyboardInterrupt: Ctrl-C; with ``run_dir`` the run is saved first.
     """
     config = config or TrainConfig()
     refuse_settings(config, "train_baseline")
-    train, held = split_images(images, validation, config)
+    if which not in ("head", "all"):
+        raise ConfigError(f"baseline {which!r}; it must be head or all; choose one")
     px = resolution or base.preprocessing.input_size
+    check_resolutions(base, [px])
+    train, held = split_images(images, validation, config)
     device = choose_device(config)
     samples = make_pair((train, held), px, base, device)
     with open_session(config.epochs, workers, run_dir, resume, quiet) as session:

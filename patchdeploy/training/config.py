@@ -154,6 +154,9 @@ def _check_rules(config: TrainConfig) -> None:
     def weight(value: float) -> bool:
         return 0 <= value < math.inf
 
+    def mixes(value: float) -> bool:  # outside, a Beta distribution draws what is not a number
+        return value == 0 or 1e-3 <= value <= 1e3
+
     rules = {
         "epochs": (config.epochs >= 1, "at least 1"),
         "batch_size": (config.batch_size >= 1, "at least 1"),
@@ -166,14 +169,15 @@ def _check_rules(config: TrainConfig) -> None:
             config.augment in get_args(Augment),
             "none, shift, shift_flip or randaugment",
         ),
-        "mixup": (weight(config.mixup), "0 or more"),
-        "cutmix": (weight(config.cutmix), "0 or more"),
+        "mixup": (mixes(config.mixup), "0, or 0.001 to 1000"),
+        "cutmix": (mixes(config.cutmix), "0, or 0.001 to 1000"),
         "ema_decay": (share(config.ema_decay), "in [0, 1)"),
         "distillation_weight": (0 <= config.distillation_weight <= 1, "in [0, 1]"),
         "temperature": (positive(config.temperature), "positive"),
         "size_penalty": (weight(config.size_penalty), "0 or more"),
         "rounding_step": (weight(config.rounding_step), "0 or more"),
         "validation_fraction": (0 < config.validation_fraction < 1, "between 0 and 1"),
+        "seed": (0 <= config.seed < 2**32, "at least 0 and below 2^32"),
         "device": (config.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
         "precision": (config.precision in get_args(Precision), "auto, float32 or bfloat16"),
         "save_every_steps": (config.save_every_steps >= 0, "0 or more"),

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: finish the step, save, then stop."""
+"""Ctrl-C, or a kind request to end, during training: finish the step, save, then stop."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from types import FrameType
 
 @contextmanager
 def watch_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C (SIGINT) has come.
+    """Yields a function that says whether Ctrl-C (SIGINT) or SIGTERM has come.
 
-    The first one is only noted, so that a step is never left half done; a second one interrupts at
-    once. Outside the main thread, or without ``enabled``, signals are left as they are.
+    SIGTERM is what a scheduler sends before it takes the machine, and torchrun to the other ranks
+    when one has died: these then say so themselves. The first signal is only noted, so that a step
+    is never left half done; Ctrl-C after it interrupts at once, SIGTERM never does (torchrun passes
+    on one that each rank may have had before). Outside the main thread, or without ``enabled``,
+    signals are left as they are.
     """
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     seen: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if seen:
+        if seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         seen.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    for one in before:
+        signal.signal(one, note)
     try:
         yield lambda: bool(seen)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

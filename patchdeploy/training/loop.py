@@ -32,7 +32,7 @@ from patchdeploy.training.ema import Ema
 from patchdeploy.training.interrupt import watch_interrupt
 from patchdeploy.training.objective import Forward, autocast
 from patchdeploy.training.optimizer import make_optimizer, set_rates
-from patchdeploy.training.samples import Batch, Samples, Source, draw_batch
+from patchdeploy.training.samples import Batch, Samples, Source, draw_batch, name_memory
 from patchdeploy.training.workers import SINGLE, Workers
 
 EVALUATION_BATCH = 256
@@ -101,7 +101,8 @@ class Trainee:
     @property
     def steps(self) -> int:
         """Steps of one epoch: as many images in all as one pass over every source."""
-        return max(1, round(sum(one.steps for one in self.sources) / len(self.sources)))
+        images = sum(len(one.train) for one in self.sources)
+        return max(1, round(images / sum(one.images_per_step for one in self.sources)))
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,35 @@ def fit(
     Raises:
         DataError: no image to train on, or none to validate on.
         NonFiniteLossError: a loss that is not finite; the last checkpoint stays.
-        TrainingError: a rank that stopped; the last checkpoint stays.
+        TrainingError: a rank that stopped, or memory that ran out; the last checkpoint stays.
         CheckpointError: ``resume`` finds a checkpoint of other settings.
         StorageError: the checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C; with ``checkpoint`` the run is saved first.
     """
     _check_sources(trainee, config, workers)
+    with name_memory(_describe(trainee)):
+        return _fit(trainee, config, workers, checkpoint, resume, on_epoch, on_step)
+
+
+def _describe(trainee: Trainee) -> str:
+    """What takes the memory: ``digits@32: batches of 128 images of 32 x 32 px``."""
+    parts = []
+    for one in trainee.sources:
+        shape = one.train.inputs.shape[1:]
+        what = f"images of {shape[0]} x {shape[1]} px" if len(shape) == 3 else "features"
+        parts.append(f"{one.name}: batches of {one.batch_size} {what}")
+    return "; ".join(parts)
+
+
+def _fit(
+    trainee: Trainee,
+    config: TrainConfig,
+    workers: Workers,
+    checkpoint: Path | None,
+    resume: bool,
+    on_epoch: Callable[[EpochRecord], None],
+    on_step: Callable[[float, int], None],
+) -> FitResult:
     run = _Run(trainee, config, workers, checkpoint)
     if checkpoint is not None and resume and checkpoint.exists():
         run.restore(checkpoint)
@@ -264,6 +288,7 @@ class _Run:
             on_step(len(sources) * self.position.step / steps, images)
             often = self.config.save_every_steps
             if stop or (often and not last and not waiting and self.position.step % often == 0):
+                self._check_state()
                 self.save()
             if stop:
                 raise KeyboardInterrupt
@@ -327,7 +352,8 @@ class _Run:
         return self.trainee.sources[source].indices(whole, self.config.seed)
 
     def _refuse(self, source: int, step: int, loss: float) -> None:
-        images = ", ".join(str(one) for one in self._indices(source, step)[:5].tolist())
+        train = self.trainee.sources[source].train
+        images = ", ".join(train.name(one) for one in self._indices(source, step)[:5].tolist())
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         raise NonFiniteLossError(
             f"{self.trainee.sources[source].name}: the loss is {loss} at epoch "
@@ -338,8 +364,13 @@ class _Run:
     def finish_epoch(
         self, on_epoch: Callable[[EpochRecord], None], seconds: float, steps: int
     ) -> None:
-        """Validate, keep what is best, record, save."""
+        """Validate, keep what is best, record, save.
+
+        Raises:
+            NonFiniteLossError: the last step made a tensor that is not finite.
+        """
         self._join_statistics()
+        self._check_state()
         current = snapshot(self.trainee.state)
         if self.average is not None:
             put_back(self.trainee.trained, self.average.average())
@@ -360,6 +391,16 @@ class _Run:
         position.epoch, position.step = done, 0
         self._open_epoch()
         self.save()
+
+    def _check_state(self) -> None:
+        """The last step's loss was finite; what the step made of it may not be, and is not kept."""
+        for name, value in self.trainee.state.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NonFiniteLossError(
+                    f"{self.trainee.name}: {name} is not finite after epoch "
+                    f"{self.position.epoch + 1}, step {self.position.step}; what is trained must "
+                    "stay finite; try a tenth of the learning rate"
+                )
 
     def _validate(self) -> list[float]:
         count, world = len(self.trainee.sources), self.workers.world

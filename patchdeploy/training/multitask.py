@@ -8,7 +8,7 @@ the shared weights; under torchrun each rank computes the tasks that are its own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -46,9 +46,9 @@ class TaskImages:
         name: by default the set's.
         validation: held out for the best epoch; by default a share of ``images``.
         resolution: in pixels; by default the base's own.
-        weight: of this task among all: its images in a step are the batch size times weight, so a
-            task of weight 2 is drawn twice as often as one of weight 1, and its loss counts for
-            each image alike.
+        weight: of this task among all: its images in a step are the batch size times weight (at
+            least 2, and no more than it has), so a task of weight 2 is drawn twice as often as one
+            of weight 1; its loss counts for the images in the step, so that each counts alike.
         loss: (scores [n, classes] float32, targets) -> mean loss; None for cross entropy.
         config: augmentation and label smoothing of this task alone; None for the run's.
     """
@@ -114,7 +114,7 @@ def train_tasks(
     members = [Member(one.task, len(one.images.classes), patch_config) for one in tasks]
     run = compile_forward(run_structure, config)
     model = make_joint(base, members, choose_device(config), run=run)
-    sources = [_make_source(base, model, one, k, config) for k, one in enumerate(tasks)]
+    sources = weigh([_make_source(base, model, one, k, config) for k, one in enumerate(tasks)])
     trainee = Trainee(
         name="tasks",
         sources=tuple(sources),
@@ -166,10 +166,20 @@ def _make_source(
         validation=held,
         classes=len(task.images.classes),
         batch_size=max(2, round(config.batch_size * task.weight)),
-        weight=task.weight,
         stream=stream,
         config=task.config,
     )
+
+
+def weigh(sources: Sequence[Source]) -> list[Source]:
+    """The sources, each with a loss weight in proportion to the images that it has in a step; the
+    mean of the weights is 1. Sources of as many images have weights of exactly 1.
+    """
+    images = [min(one.batch_size, len(one.train)) for one in sources]
+    return [
+        replace(one, weight=count * len(sources) / sum(images))
+        for one, count in zip(sources, images, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from patchdeploy.base import Base
-from patchdeploy.data import ImageDataset, split
+from patchdeploy.data import ImageDataset, check_classes, split
+from patchdeploy.data.sources import image_paths
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch.forward import share_structure
 from patchdeploy.training.config import TrainConfig
-from patchdeploy.training.samples import Samples
+from patchdeploy.training.samples import Samples, name_memory
 
 SCALE_FLOOR = 1e-3
 """A trained scale stays at or above this share of the base's: its sign never changes, so that the
 base's int8 rows serve every task."""
 PROBE_PX = 256
-RESIDENT_SHARE = 0.5
-"""Of a GPU's free memory that images may take; beyond it they stay in the computer's."""
+TRAINING_SHARE = 0.5
+"""Of a GPU's memory that images leave to training; beyond it they stay in the computer's."""
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -53,26 +57,17 @@ def refuse_settings(config: TrainConfig, method: str) -> None:
             )
 
 
-def check_images(images: ImageDataset) -> None:
-    """Refuse a set that nothing can be learned from.
-
-    Raises:
-        DataError: an empty set, or a single class.
-    """
-    present = len(set(images.labels.tolist()))
-    if present < 2:
-        raise DataError(
-            f"{images.name}: {len(images)} images of {present} classes; training needs images of "
-            "at least 2 classes; add some"
-        )
-
-
 def check_resolutions(base: Base, resolutions: Sequence[int]) -> None:
     """Refuse a side that leaves the network's last feature map no whole cell.
 
     Raises:
-        ConfigError: a resolution below the network's stride.
+        ConfigError: a resolution that is no whole number, or below the network's stride.
     """
+    for px in resolutions:
+        if not isinstance(px, int | np.integer) or isinstance(px, bool):
+            raise ConfigError(
+                f"resolution {px!r}; a side in pixels must be a whole number; write for instance 32"
+            )
     stride = measure_stride(base)
     for px in resolutions:
         if px < stride:
@@ -109,7 +104,7 @@ def split_images(
     Raises:
         DataError: too little to learn from, or validation images of other classes.
     """
-    check_images(images)
+    check_classes(images)
     if validation is not None:
         if validation.classes != images.classes:
             raise DataError(
@@ -124,13 +119,20 @@ def split_images(
 
 def make_samples(images: ImageDataset, px: int, base: Base, device: torch.device) -> Samples:
     """Pixels at ``px`` as the network will see them; on a GPU where they fit."""
-    pixels = images.at(px, base.preprocessing)
-    samples = Samples.from_arrays(pixels, images.labels, base.preprocessing)
+    with name_memory(f"{images.name}: {len(images)} images of {px} x {px} px"):
+        pixels = images.at(px, base.preprocessing)
+        samples = Samples.from_arrays(pixels, images.labels, base.preprocessing)
+    samples = replace(samples, image_name=partial(_name_image, images))
     if device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        if samples.inputs.nbytes < RESIDENT_SHARE * free_bytes:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        if samples.inputs.nbytes < free_bytes - TRAINING_SHARE * total_bytes:
             return samples.to(device)
     return samples
+
+
+def _name_image(images: ImageDataset, index: int) -> str:
+    paths = image_paths(images.images)
+    return str(paths[index]) if paths else str(images.position(index))
 
 
 def make_pair(

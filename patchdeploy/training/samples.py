@@ -8,7 +8,9 @@ go on from any step, and ranks that split a batch take parts of the very same on
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchdeploy.data import Preprocessing
+from patchdeploy.errors import TrainingError
 from patchdeploy.training.augment import augment
 from patchdeploy.training.config import TrainConfig
 
@@ -32,11 +35,14 @@ class Samples:
         inputs: uint8 [N, px, px, 3] RGB, or float32 features [N, F].
         labels: int64 [N].
         preprocessing: for images; None for features.
+        image_name: index -> the file, or the position in the set that the user gave, for messages;
+            None where only ``index`` is known.
     """
 
     inputs: Tensor
     labels: Tensor
     preprocessing: Preprocessing | None
+    image_name: Callable[[int], str] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_arrays(
@@ -57,13 +63,36 @@ class Samples:
 
     def to(self, device: torch.device) -> Samples:
         """The same, on ``device``; uint8 images take a quarter of what float32 would."""
-        return Samples(self.inputs.to(device), self.labels.to(device), self.preprocessing)
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+    def name(self, index: int) -> str:
+        """The image's, for messages."""
+        return self.image_name(index) if self.image_name else str(index)
 
     def batch(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Normalised inputs (channels last) and labels of ``index``, on ``device``."""
         index = index.to(self.inputs.device)
         inputs, labels = self.inputs[index].to(device), self.labels[index].to(device)
         return normalize(inputs, self.preprocessing), labels
+
+
+@contextmanager
+def name_memory(what: str) -> Iterator[None]:
+    """Memory that runs out inside, of the processor or of a GPU, is said of ``what``.
+
+    Raises:
+        TrainingError: instead of what Python, NumPy and torch raise each in its own way.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrainingError(
+            f"{what} need more memory than there is ({str(error).splitlines()[0][:200]}); all must "
+            "fit at once; choose a smaller batch_size or resolution"
+        ) from error
 
 
 def normalize(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
@@ -105,6 +134,11 @@ class Source:
     def steps(self) -> int:
         """Batches in one pass over the images."""
         return count_batches(len(self.train), self.batch_size)
+
+    @property
+    def images_per_step(self) -> float:
+        """On average over a pass."""
+        return len(self.train) / self.steps
 
     def indices(self, step: int, seed: int) -> Tensor:
         """int64 [n]: the images of global step ``step``; each pass is a new permutation."""

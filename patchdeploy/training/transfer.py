@@ -81,6 +81,12 @@ def train_patch(
     train, held = split_images(images, validation, config)
     sizes = sorted(set(resolutions or [base.preprocessing.input_size]), reverse=True)
     check_resolutions(base, sizes)
+    if config.share_scales and patch_config.statistics != "frozen":
+        raise ConfigError(
+            f"training share_scales=True with patch statistics {patch_config.statistics!r}; each "
+            "resolution's own statistics give its scales other values, so that nothing is shared; "
+            "use statistics 'frozen' or leave share_scales out"
+        )
     model = PatchedModel(base, choose_device(config))
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None

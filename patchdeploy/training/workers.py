@@ -115,7 +115,8 @@ class Workers:
         said = torch.zeros(self.world, len(facts), dtype=torch.float64, device=device)
         # 48 bits of a hash: whole numbers that float64 holds and sums with zeros exactly.
         hashes = [hashlib.sha256(value.encode()).digest()[:6] for value in facts.values()]
-        said[self.rank] = torch.tensor([float(int.from_bytes(one, "big")) for one in hashes])
+        numbers = [float(int.from_bytes(one, "big")) for one in hashes]
+        said[self.rank] = torch.tensor(numbers, dtype=torch.float64)
         self.sum_in_place([said])
         for column, what in enumerate(facts):
             for rank in range(self.world):
@@ -186,7 +187,8 @@ def open_workers(
         return
     _check_environment(world)
     local = _read_number("LOCAL_RANK", os.environ["RANK"])
-    cuda = torch.cuda.is_available()
+    # nccl wants a GPU for each rank of this machine; gloo serves ranks that share one, or none
+    cuda = torch.cuda.device_count() >= _read_number("LOCAL_WORLD_SIZE", str(world))
     if cuda:
         torch.cuda.set_device(local % torch.cuda.device_count())
     chosen = backend or ("nccl" if cuda else "gloo")

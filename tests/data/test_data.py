@@ -207,12 +207,22 @@ def test_a_class_without_images_and_a_single_class_are_refused(tmp_path: Path) -
         ".bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp; add images or remove the folder"
     )
     lonely = folder_of(tmp_path / "b", {"only": 1})
-    for root, count in ((lonely, 1), (tmp_path / "nowhere", 0)):
+    with pytest.raises(DataError) as caught:
+        load_image_folder(lonely)
+    assert str(caught.value) == (
+        f"{lonely} holds 1 class folders; a task needs at least 2; make one folder per class and "
+        "put its images into it"
+    )
+
+
+def test_a_path_that_is_no_folder_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, state in (("nowhere", "does not exist"), ("file", "is a file")):
         with pytest.raises(DataError) as caught:
-            load_image_folder(root)
+            load_image_folder(tmp_path / name)
         assert str(caught.value) == (
-            f"{root} holds {count} class folders; a task needs at least 2; make one folder per "
-            "class and put its images into it"
+            f"images {tmp_path / name} {state}; a task needs a folder with one folder per class; "
+            "correct the path"
         )
 
 

@@ -25,14 +25,18 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_the_first_ctrl_c_is_noted_and_the_second_interrupts_at_once() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_ctrl_c_after_it_interrupts_at_once(number: int) -> None:
+    before = signal.getsignal(number)
     with watch_interrupt() as interrupted:
         assert not interrupted()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert interrupted()
+        signal.raise_signal(signal.SIGTERM)  # as torchrun passes it on
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert interrupted()
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])

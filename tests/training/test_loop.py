@@ -298,7 +298,8 @@ def test_no_batch_of_one_image_is_left_over(count: int, expected: list[int]) -> 
 
 def test_batch_statistics_train_where_one_image_would_be_left_over() -> None:
     """The embedded base ends at 1 x 1 pixels at 32 px: one image has no variance there."""
-    images = load_packaged("optical_digits")[0]
+    digits = load_packaged("optical_digits")[0]
+    images = ImageDataset("parity", digits.images, digits.labels % 2, ("even", "odd"))
     train, held = images.subset(range(9)), images.subset(range(12, 24))
     config = replace(SHORT, epochs=1, batch_size=8)
     for statistics in ("batch", "reestimated"):
@@ -321,7 +322,8 @@ def test_validation_shares_no_image_with_training_and_must_be_there(
         "optical_digits@8: no image to validate on; at least 1 is needed to choose the best epoch "
         "by; add images (2 of a class are split between both)"
     )
-    one_each = train.subset([int(np.flatnonzero(train.labels == label)[0]) for label in range(3)])
+    chosen = [int(np.flatnonzero(train.labels == label)[0]) for label in range(10)]
+    one_each = train.subset(chosen)
     with pytest.raises(DataError, match="no image to validate on"):
         train_baseline(base, one_each, "all", SHORT, resolution=8, quiet=True)
     other = ImageDataset("x", test.images, test.labels, tuple("abcdefghij"))

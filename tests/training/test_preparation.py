@@ -1,5 +1,7 @@
 """What is prepared before the first step: by how much a network divides the side of its input."""
 
+import re
+
 import pytest
 import torch
 from joint_cases import small_base
@@ -7,9 +9,10 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 
 from patchdeploy.base import Base
-from patchdeploy.data import Preprocessing
-from patchdeploy.errors import ConfigError
-from patchdeploy.training import TrainConfig
+from patchdeploy.data import Preprocessing, load_packaged
+from patchdeploy.errors import ConfigError, NonFiniteLossError
+from patchdeploy.patch import PatchConfig
+from patchdeploy.training import TrainConfig, train_baseline, train_patch
 from patchdeploy.training.preparation import check_resolutions, measure_stride, refuse_settings
 
 
@@ -88,3 +91,53 @@ def test_a_method_refuses_the_settings_that_it_would_pass_over(key: str) -> None
         "is trained on its own has (train_patch, method transfer); leave it out"
     )
     refuse_settings(TrainConfig(), "train_tasks")
+
+
+def test_shared_scales_over_statistics_of_each_resolution_are_refused() -> None:
+    train, _ = load_packaged("optical_digits")
+    for statistics in ("reestimated", "batch"):
+        with pytest.raises(ConfigError) as caught:
+            train_patch(
+                Base.embedded(),
+                train,
+                TrainConfig(share_scales=True),
+                PatchConfig(statistics=statistics),
+                quiet=True,
+            )
+        assert str(caught.value) == (
+            f"training share_scales=True with patch statistics {statistics!r}; each resolution's "
+            "own statistics give its scales other values, so that nothing is shared; use "
+            "statistics 'frozen' or leave share_scales out"
+        )
+
+
+def test_a_baseline_checks_its_kind_and_its_resolution() -> None:
+    train, _ = load_packaged("optical_digits")
+    with pytest.raises(ConfigError, match="baseline 'none'; it must be head or all; choose one"):
+        train_baseline(Base.embedded(), train, "none", quiet=True)  # type: ignore[arg-type]
+    for which in ("head", "all"):
+        with pytest.raises(ConfigError, match=r"resolution 8 px; .* divides its input by 32"):
+            train_baseline(Base.embedded(), train, which, resolution=8, quiet=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_a_generator_does_not_take_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"seed={seed}; it must be at least 0 and below 2"):
+        TrainConfig(seed=seed)
+    with pytest.raises(ConfigError, match=f"head_seed={seed}; it must be a whole number"):
+        PatchConfig(head_seed=seed)
+
+
+def test_weights_that_the_last_step_ruins_are_not_kept() -> None:
+    train, _ = load_packaged("optical_digits")
+    few = train.subset(range(30))  # one batch: the loss is looked at before the step, and is finite
+    with pytest.raises(NonFiniteLossError) as caught:
+        train_patch(
+            Base.embedded(), few, TrainConfig(epochs=1, learning_rate=1e40), resolutions=[32],
+            quiet=True,
+        )  # fmt: skip
+    assert re.fullmatch(
+        r"optical_digits@32: .* is not finite after epoch 1, step 1; what is trained must "
+        r"stay finite; try a tenth of the learning rate",
+        str(caught.value),
+    )

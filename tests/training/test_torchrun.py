@@ -14,7 +14,7 @@ from worker_program import Order
 
 
 def test_torchrun_starts_two_ranks_that_make_what_one_process_makes(tmp_path: Path) -> None:
-    order = Order("tasks", str(tmp_path), {"epochs": 1}, "batch", images=32)
+    order = Order("tasks", str(tmp_path), {"epochs": 1}, "batch", images=48)
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -34,7 +34,7 @@ def test_torchrun_starts_two_ranks_that_make_what_one_process_makes(tmp_path: Pa
     torch.set_num_threads(1)
     try:
         alone = worker_program.train(
-            Order("tasks", str(single), {"epochs": 1}, "batch", images=32),
+            Order("tasks", str(single), {"epochs": 1}, "batch", images=48),
             worker_program.Workers(),
         )
     finally:
