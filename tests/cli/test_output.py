@@ -18,29 +18,31 @@ ODD = os.fsdecode(b"odd-\xff\x1b[2J")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """In a folder of an odd name: a bundle whose patches nobody signed, a patch of it, keys."""
+    """In a folder of an odd name: an unsigned bundle, a patch of it, keys, a store with a patch."""
     root = tmp_path_factory.mktemp("cli_output") / ODD
     make_bundle(root / "bundle")
+    signed = make_bundle(root.with_name("signed"), signed=True)
     answer("keys", "new", root / "a.pem", "--trusted", root / "trusted.json")
     answer("pack", root / "bundle", root / "a.pdp", "--task", "first")
+    answer("install", signed.path / signed.task("first").file, *of_store(root))
     return root
+
+
+def of_store(place):
+    return ("--store", place / "store", "--bundle", place.with_name("signed"))
 
 
 def commands(place):
     """Commands that print a table or JSON, most of them after a short time."""
-    signed = place.with_name("signed")
-    if not signed.exists():
-        make_bundle(signed, signed=True)
-    store = ("--store", place / "store", "--bundle", signed, "--allow-unsigned")
     return {
-        "list": ["list", *store],
+        "list": ["list", *of_store(place)],
         "inspect a file": ["inspect", place / "a.pdp"],
         "inspect over a bundle": ["inspect", place / "a.pdp", "--bundle", place / "bundle"],
         "inspect a bundle": ["inspect", place / "bundle"],
         "keys list a folder": ["keys", "list", place],
         "keys list a key": ["keys", "list", place / "a.pem"],
         "keys list a list": ["keys", "list", place / "trusted.json"],
-        "check": ["check", place / "a.pdp", "--bundle", signed, "--allow-unsigned"],
+        "check": ["check", place / "a.pdp", *of_store(place)[2:], "--allow-unsigned"],
     }
 
 
