@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from patchdeploy.errors import StorageError
+
+LOCK_SECONDS = 60.0
+"""How long a writer waits for another one, by default."""
+_LOOK_SECONDS = 0.005
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
@@ -93,3 +98,35 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def hold_lock(handle: int, place: Path, seconds: float = LOCK_SECONDS) -> None:
+    """Wait until no other open file holds ``handle``'s (flock), then hold it until it is closed.
+
+    The kernel gives the lock back when the process ends, however that comes. Where the system has
+    no flock nothing is held: a rename is one step all the same.
+
+    Args:
+        place: what is locked, for the error's message.
+
+    Raises:
+        StorageError: another one held it for ``seconds``; nothing was written.
+        OSError: the file cannot be locked.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
+                raise StorageError(
+                    f"another process has held {place} for {seconds:g} seconds; one at a time "
+                    "writes there; let it end, or end it, and try again; nothing was written"
+                ) from error
+            time.sleep(_LOOK_SECONDS)
+        else:
+            return

@@ -55,7 +55,7 @@ from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase, neutral_variant
 from patchdeploy.reference import save_reference
-from patchdeploy.storage import sha256_hex, write_atomic
+from patchdeploy.storage import hold_lock, sha256_hex, write_atomic
 
 __all__ = [
     "Bundle",
@@ -69,6 +69,8 @@ __all__ = [
 ]
 
 _LOCK = ".lock"
+_LOCK_SECONDS = 600.0
+"""A writer of a large base's task lowers and proves it while it holds the bundle."""
 
 
 def create_bundle(
@@ -351,13 +353,8 @@ def _remove_files(path: Path, names: set[str]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with the process, whatever ends it."""
+    """One writer at a time; see `storage.hold_lock`."""
     read_manifest(path)
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, the rename is still atomic
-        yield
-        return
     try:
         descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -366,7 +363,7 @@ def _locked(path: Path) -> Iterator[None]:
             "be written; the bundle is unchanged"
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        hold_lock(descriptor, path, _LOCK_SECONDS)
         yield
     finally:
         os.close(descriptor)

@@ -20,6 +20,7 @@ from patchdeploy.patchfile.container import (
     check_patch_file,
     check_signatures,
     read_container,
+    read_header,
     signed_message,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "check_patch_file",
     "check_signatures",
     "read_container",
+    "read_header",
     "signed_message",
 ]

@@ -117,7 +117,7 @@ def add_signature(data: bytes, key: SigningKey, index: int) -> bytes:
             "signature_count" where 4 have, "key_unknown" for an index that no key can have.
     """
     container = read_container(data)
-    _check_payload(PatchHeader.from_bytes(container.header), container.payload)
+    read_header(container)
     if not 0 <= index <= 255:
         raise PatchRefusedError(
             "key_unknown",
@@ -204,6 +204,19 @@ def _check_count(count: int, remedy: str) -> None:
         )
 
 
+def read_header(container: Container) -> PatchHeader:
+    """Checks 3 and 4: the header, and that the payload is the one that it names.
+
+    Who signed is not asked: see `check_patch_file`.
+
+    Raises:
+        PatchRefusedError: those of `PatchHeader.from_bytes`; "length", "payload_hash".
+    """
+    header = PatchHeader.from_bytes(container.header)
+    _check_payload(header, container.payload)
+    return header
+
+
 def check_signatures(container: Container, policy: Policy) -> tuple[int, ...]:
     """Check 2: the indices of the keys that signed. Every signature there must verify.
 
@@ -271,8 +284,7 @@ def check_patch_file(data: bytes, policy: Policy) -> CheckedPatch:
     data = bytes(data)  # itself, if it is bytes: what can be written to could change after this
     container = read_container(data)
     signed_by = check_signatures(container, policy)
-    header = PatchHeader.from_bytes(container.header)
-    _check_payload(header, container.payload)
+    header = read_header(container)
     _check_place(header, policy)
     _check_time(header, policy)
     return CheckedPatch(header, container.payload, sha256_hex(data), signed_by)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchdeploy.errors import PatchKeyError, StorageError
-from patchdeploy.storage import sync_folder
+from patchdeploy.storage import hold_lock, sync_folder
 
 MAX_FILE_BYTES = 65_536
 _PEM_START = b"-----BEGIN "
@@ -97,14 +97,12 @@ def is_pem(path: Path) -> bool:
 def hold_folder(folder: Path) -> Iterator[None]:
     """One process at a time that changes a list in ``folder``; waits for the others.
 
-    The lock (flock) is on the folder itself, so it leaves no file, and ends with the process.
+    The lock is on the folder itself, so it leaves no file; see `storage.hold_lock`.
 
     Raises:
-        StorageError: the folder is not there or cannot be read.
+        StorageError: the folder is not there or cannot be read, or another one holds it too long.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, the rename is still atomic
+    if os.name == "nt":  # pragma: no cover - no lock on a folder; a rename is one step there too
         yield
         return
     try:
@@ -115,7 +113,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
             "there and that you can read and write; make it, or correct the path"
         ) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        hold_lock(handle, folder)
         yield
     finally:
         os.close(handle)

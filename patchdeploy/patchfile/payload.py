@@ -145,6 +145,17 @@ def decode_payload(
     return PatchFile(header.task, labels, header.base_sha256, values, notes, golden)
 
 
+def read_steps(payload: bytes | memoryview, header: PatchHeader, table: CodingTable) -> CodingSteps:
+    """How coarsely the values of ``payload`` are coded; for one that `decode_payload` takes.
+
+    Raises:
+        PatchRefusedError: codes "inflate", "parts".
+    """
+    lengths = _Lengths.of(len(header.resolutions), header.classes, table)
+    contents = read_parts(payload, lengths.most_bytes(len(header.results)))
+    return _read_steps(bytes(contents["steps"]), lengths)
+
+
 def all_sites(table: CodingTable) -> tuple[tuple[int, int], ...]:
     """The runs of slots that a whole patch sets: one run, all of them."""
     return ((0, table.slot_count),)

@@ -7,19 +7,20 @@ becomes active. The runtime itself is started by the first self-test: a store ca
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import ConfigError
-from patchdeploy.patchfile import CheckedPatch, Policy, check_patch_file
+from patchdeploy.patchfile import CheckedPatch, check_patch_file
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import check_results
 from patchdeploy.patchfile.payload import decode_payload
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.self_test import run_self_test
-from patchdeploy.store import Hooks, Store
+from patchdeploy.store import Hooks, Shipped, Store
 
 
 def open_store(
@@ -51,11 +52,11 @@ def open_store(
     table = bundle.coding_table
     bases = {format_name: (bundle.base_file(format_name), bundle.table(format_name))}
     backend = cache(lambda: make_backend(bundle, runtime, 1, "resident", package))
-    policy = Policy(
-        trusted or bundle.manifest.trusted,
+    policy = replace(
+        bundle.policy(),
+        trusted=trusted or bundle.manifest.trusted,
         allow_unsigned=allow_unsigned,
         runtime=format_name,
-        base_sha256=table.sha256,
         base_bytes=table.length_bytes,
     )
 
@@ -66,5 +67,8 @@ def open_store(
         check_results(checked, patch, bases)
         run_self_test(backend(), format_name, patch, table)
 
-    shipped = {task: bundle.header(task).sequence for task in bundle.tasks}
+    shipped = {
+        task: Shipped(bundle.header(task).sequence, partial(bundle.read, bundle.task(task).file))
+        for task in bundle.tasks
+    }
     return Store(Path(folder), policy, Hooks(check_patch_file, decode, self_test), shipped=shipped)

@@ -9,9 +9,19 @@ from patchdeploy.store.patch_store import (
     Hooks,
     Installed,
     Recovery,
+    Shipped,
     Store,
     StoredPatch,
     read_clock,
 )
 
-__all__ = ["Entry", "Hooks", "Installed", "Recovery", "Store", "StoredPatch", "read_clock"]
+__all__ = [
+    "Entry",
+    "Hooks",
+    "Installed",
+    "Recovery",
+    "Shipped",
+    "Store",
+    "StoredPatch",
+    "read_clock",
+]

@@ -12,16 +12,17 @@ it mapped.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from patchdeploy.errors import IntegrityError
+from patchdeploy.storage import LOCK_SECONDS, hold_lock
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -33,7 +34,11 @@ class Files(Protocol):
         """Make ``folder`` unless it is there; its parent must exist."""
 
     def lock(self, path: Path) -> AbstractContextManager[None]:
-        """Wait until no other process or thread holds ``path``, then hold it for the block."""
+        """Wait until no other process or thread holds ``path``, then hold it for the block.
+
+        Raises:
+            StorageError: another one held it for too long.
+        """
 
     def names(self, folder: Path) -> list[str]:
         """The names in ``folder``, in any order."""
@@ -67,8 +72,15 @@ class Files(Protocol):
         """Return when the names in ``folder`` are on the disk."""
 
 
+@dataclass(frozen=True)
 class DiskFiles:
-    """The real disk, by POSIX calls."""
+    """The real disk, by POSIX calls.
+
+    Attributes:
+        lock_seconds: how long a writer waits for another one.
+    """
+
+    lock_seconds: float = LOCK_SECONDS
 
     def make_folder(self, folder: Path) -> None:
         """Make ``folder`` unless it is there."""
@@ -76,11 +88,11 @@ class DiskFiles:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """Hold ``path`` by flock; the kernel gives it back when the process ends, however."""
+        """Hold ``path``; see `storage.hold_lock`."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(path, flags, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            hold_lock(handle, path, self.lock_seconds)
             yield
         finally:
             os.close(handle)

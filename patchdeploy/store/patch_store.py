@@ -13,6 +13,8 @@ The rules:
   patch that has expired meanwhile is taken, and the floor is what still holds.
 - A failed write or sync is not tried again. The operation ends with a StorageError (what
   docs/patch-format.md calls check 10, "commit") and the state before it stays.
+- The patch that ships with the app is put into the store when the first one of its task becomes
+  active: a revert goes back to it.
 - Where STATE is missing or damaged, it is rebuilt from the patch files that pass every check
   (`store.recovery`). A revert is forgotten by that, and so is a floor whose patch is gone. It is
   logged and returned, never silent.
@@ -20,6 +22,7 @@ The rules:
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +33,7 @@ from pathlib import Path
 from patchdeploy.errors import (
     ConfigError,
     IntegrityError,
+    PatchdeployError,
     PatchError,
     PatchRefusedError,
     UnknownTaskError,
@@ -38,11 +42,21 @@ from patchdeploy.patchfile import CheckedPatch, Policy
 from patchdeploy.patchfile.values import TASK_NAME
 from patchdeploy.store.files import DiskFiles, Files
 from patchdeploy.store.folder import StoreFolder, patch_name
-from patchdeploy.store.records import Entry, Hooks, Installed, Recovery, Status, StoredPatch
+from patchdeploy.store.records import (
+    Entry,
+    Hooks,
+    Installed,
+    Recovery,
+    Shipped,
+    Status,
+    StoredPatch,
+)
 from patchdeploy.store.recovery import FoundState, find_state
 from patchdeploy.store.state import HEX64, StoreState
 
-__all__ = ["Entry", "Hooks", "Installed", "Recovery", "Status", "Store", "StoredPatch"]
+__all__ = ["Entry", "Hooks", "Installed", "Recovery", "Shipped", "Status", "Store", "StoredPatch"]
+
+LOGGER = logging.getLogger("patchdeploy.store")
 
 
 def read_clock() -> int:
@@ -60,7 +74,7 @@ class Store:
         hooks: the checks.
         files: the disk.
         clock: Unix seconds.
-        shipped: by task, the sequence number of the patch that ships with the app: a floor too.
+        shipped: by task, the patch that comes with the app.
     """
 
     folder: Path
@@ -68,7 +82,7 @@ class Store:
     hooks: Hooks
     files: Files = field(default_factory=DiskFiles)
     clock: Callable[[], int] = read_clock
-    shipped: Mapping[str, int] = field(default_factory=dict)
+    shipped: Mapping[str, Shipped] = field(default_factory=dict)
 
     def install(self, data: bytes, activate: bool = True) -> Installed:
         """Check a patch file, keep it, and make it its task's active one.
@@ -297,7 +311,8 @@ class Store:
         task, sequence = checked.header.task, checked.header.sequence
         if _is_settled(state, checked, activate):
             return
-        floor, shipped = state.floors.get(task, 0), self.shipped.get(task, 0)
+        floor = state.floors.get(task, 0)
+        shipped = self.shipped[task].sequence if task in self.shipped else 0
         is_highest = sequence == floor and checked.sha256 in state.named
         if sequence <= floor and not is_highest:
             expected = f"above {floor}, the highest that task {task!r} ever had active"
@@ -320,12 +335,30 @@ class Store:
         self._test(checked)
         header, sha256, state = checked.header, checked.sha256, found.state
         if activate:
+            state = self._with_shipped(state, checked)
             state = state.activated(header.task, sha256, header.sequence)
         if sha256 not in found.state.named or not self._place.is_whole(sha256):
             self._place.put_patch(sha256, data)
         if state is not found.state:
             self._place.commit(state, found.state)
         return _installed(checked, found, changed=True)
+
+    def _with_shipped(self, state: StoreState, checked: CheckedPatch) -> StoreState:
+        """``state`` with what ships with the app active, and in the folder, where ``checked`` is
+        the first patch of its task to become active."""
+        task = checked.header.task
+        if task in state.active or task not in self.shipped:
+            return state
+        try:
+            data = self.shipped[task].read()
+            shipped = self._check_task(data, task)
+        except PatchdeployError as error:
+            LOGGER.warning("task %s: a revert cannot go back to what ships: %s", task, error)
+            return state
+        if shipped.sha256 == checked.sha256:
+            return state
+        self._place.put_patch(shipped.sha256, data)
+        return state.activated(task, shipped.sha256, shipped.header.sequence)
 
     def _read_active(self, task: str) -> bytes:
         """A patch that is replaced and cleaned up while it is looked for is looked for again."""

@@ -33,6 +33,19 @@ class Hooks:
 
 
 @dataclass(frozen=True)
+class Shipped:
+    """The patch of a task that comes with the app, outside the store.
+
+    Attributes:
+        sequence: a floor: what is older is not activated.
+        read: the bytes of its file, checked as any other's before they are used.
+    """
+
+    sequence: int
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Recovery:
     """That STATE was missing or damaged, and what came of it.
 

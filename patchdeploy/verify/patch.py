@@ -132,11 +132,10 @@ def verify_patch(
     chosen = tuple(runtimes or (one for one in RUNTIME_FORMATS if _holds(bundle, one)))
     run = _Run(data, bundle, chosen)
     table = bundle.coding_table
-    policy = Policy(
-        trusted or bundle.manifest.trusted,
+    policy = replace(
+        bundle.policy(task),
+        trusted=trusted or bundle.manifest.trusted,
         allow_unsigned=allow_unsigned,
-        task=task,
-        base_sha256=table.sha256,
         base_bytes=table.length_bytes,
         now=int(time.time()) if now is None else now,
     )

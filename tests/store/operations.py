@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from store_cases import TASK, hash_of, make_patch
 
 from patchdeploy.errors import PatchError, PatchFileError
-from patchdeploy.store import Store
+from patchdeploy.store import Shipped, Store
 from patchdeploy.store.folder import STATE
 
 
@@ -56,6 +56,9 @@ def damage_state(store: Store, data: bytes = b"{") -> None:
     write_raw(store, STATE, data)
 
 
+SHIPPED = {TASK: Shipped(1, lambda: make_patch(1))}
+
+
 def _kept(store: Store) -> None:
     store.install(make_patch(1))
     store.install(make_patch(2), activate=False)
@@ -80,6 +83,10 @@ def _damaged(store: Store) -> None:
 
 OPERATIONS = {
     "first install": Operation(lambda store: None, lambda s: s.install(make_patch(1))),
+    "first install beside what ships": Operation(
+        lambda store: None,
+        lambda s: replace(s, shipped=SHIPPED).install(make_patch(2)),
+    ),
     "install": Operation(install_all(1), lambda s: s.install(make_patch(2))),
     "install without activating": Operation(
         install_all(1), lambda s: s.install(make_patch(2), activate=False)

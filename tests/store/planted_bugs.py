@@ -116,6 +116,17 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StoreFolder, "put_patch", put)
 
 
+@bug("STATE names what ships, and its file is not written", power, "is gone|then a power loss")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def with_shipped(self: Store, state: StoreState, checked: CheckedPatch) -> StoreState:
+        task = checked.header.task
+        if task in state.active or task not in self.shipped:
+            return state
+        return state.activated(task, sha256_hex(self.shipped[task].read()), 1)
+
+    patch.setattr(Store, "_with_shipped", with_shipped)
+
+
 @bug("no fsync of the folder after STATE", power, "'again'.*then a power loss")
 def _(patch: pytest.MonkeyPatch) -> None:
     def commit(self: StoreFolder, state: StoreState, before: StoreState | None) -> None:

@@ -36,7 +36,7 @@ from patchdeploy.patchfile import CheckedPatch
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.storage import sha256_hex
-from patchdeploy.store import Entry, Installed, Store, read_clock
+from patchdeploy.store import Entry, Installed, Shipped, Store, read_clock
 from patchdeploy.store.folder import STATE, patch_name
 from patchdeploy.store.recovery import OF_THIS_MACHINE
 from patchdeploy.store.state import StoreState
@@ -444,11 +444,63 @@ def test_a_patch_whose_proof_ends_in_another_typed_error_is_left_out(tmp_path: P
 
 
 def test_a_patch_older_than_the_shipped_one_is_refused_and_an_equal_one_is_not():
-    store = replace(open_store(FOLDER, simulated()[0]), shipped={TASK: 2})
+    store = replace(open_store(FOLDER, simulated()[0]), shipped=shipping(2))
     with pytest.raises(PatchRefusedError) as caught:
         store.install(make_patch(1))
     assert caught.value.code == "sequence"
     assert store.install(make_patch(2)).changed
+
+
+def shipping(sequence: int, **about) -> dict[str, Shipped]:
+    return {TASK: Shipped(sequence, lambda: make_patch(sequence, **about))}
+
+
+def test_the_first_patch_of_a_task_is_reverted_to_the_one_that_ships():
+    disk = SimulatedDisk()
+    store = replace(open_store(FOLDER, disk), shipped=shipping(2))
+    assert store.install(make_patch(3)).changed
+    assert [(one.sequence, one.status) for one in store.list()] == [(2, "previous"), (3, "active")]
+    assert store.revert(TASK).sequence == 2
+    assert running(store) == 2
+    assert store.install(make_patch(3)).changed  # the highest that was active
+    store.install(make_patch(4))
+    assert store.revert(TASK).sequence == 3  # one step
+    damage_state(store)
+    assert running(store) == 4
+    assert store.clean_up() == ()
+
+
+def test_what_ships_is_put_into_the_store_by_an_activation_and_not_by_an_install_that_keeps():
+    store = replace(open_store(FOLDER, SimulatedDisk()), shipped=shipping(1))
+    store.install(make_patch(3), activate=False)
+    assert [one.sequence for one in store.list()] == [3]
+    store.activate(hash_of(3))
+    assert store.revert(TASK).sequence == 1
+
+
+def test_installing_what_ships_puts_it_there_once_and_the_next_goes_back_to_it():
+    store = replace(open_store(FOLDER, SimulatedDisk()), shipped=shipping(2))
+    store.install(make_patch(2))
+    assert [one.status for one in store.list()] == ["active"]
+    store.install(make_patch(3))
+    assert store.revert(TASK).sequence == 2
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: make_patch(2)[:-1],
+        lambda: make_patch(2, task="cars"),
+    ],
+    ids=["damaged", "of another task"],
+)
+def test_what_ships_and_may_not_be_used_keeps_no_good_patch_out(read, caplog):
+    store = replace(open_store(FOLDER, SimulatedDisk()), shipped={TASK: Shipped(2, read)})
+    assert store.install(make_patch(3)).changed
+    assert running(store) == 3
+    assert "a revert cannot go back to what ships" in caplog.text
+    with pytest.raises(PatchError, match="has no previous patch"):
+        store.revert(TASK)
 
 
 def test_a_clean_up_that_had_to_recover_removes_no_patch():
