@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from patchdeploy.cli.patch import read_patch_file
 from patchdeploy.cli.signing import show_time
 from patchdeploy.cli.tables import emit, make_table
@@ -23,15 +21,15 @@ from patchdeploy.patchfile import (
     ENTRY_BYTES,
     PREFIX_BYTES,
     Container,
-    build_patch,
     read_container,
+    read_header,
     signed_message,
 )
-from patchdeploy.patchfile.coding import EXACT_BIASES, EXACT_SCALES, CodingSteps
+from patchdeploy.patchfile.coding import EXACT_BIASES, EXACT_SCALES
 from patchdeploy.patchfile.header import ENGINE_VERSION, UPGRADE, PatchHeader
 from patchdeploy.patchfile.keys import TrustedKeys, verify_signature
-from patchdeploy.patchfile.parts import PARTS, part_lengths, read_parts
-from patchdeploy.patchfile.payload import decode_payload
+from patchdeploy.patchfile.parts import part_lengths
+from patchdeploy.patchfile.payload import decode_payload, read_steps
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 
@@ -66,8 +64,7 @@ def describe_patch(
             ``bundle`` (checks 7 and 8), or needs a newer engine.
     """
     container = read_container(data)
-    header = PatchHeader.from_bytes(container.header)
-    build_patch(header, bytes(container.payload))  # for its check that they belong together
+    header = read_header(container)
     signatures = [
         {"key": index, "state": _state(container, index, signature, trusted)}
         for index, signature in container.signatures
@@ -85,7 +82,7 @@ def describe_patch(
             **part_lengths(container.payload),
         },
         "slots": sum(count for _, count in header.sites),
-        "changes": None if bundle is None else _changes(bytes(container.payload), header, bundle),
+        "changes": None if bundle is None else _changes(container.payload, header, bundle),
     }
 
 
@@ -101,7 +98,7 @@ def _state(container: Container, index: int, signature: bytes, trusted: TrustedK
     return "valid" if valid else "not valid"
 
 
-def _changes(payload: bytes, header: PatchHeader, bundle: Bundle) -> dict[str, Any]:
+def _changes(payload: memoryview, header: PatchHeader, bundle: Bundle) -> dict[str, Any]:
     """What the patch sets over the bundle's base; values only where it is the patch's own."""
     table = bundle.coding_table
     if header.base_sha256 != table.sha256:
@@ -115,7 +112,7 @@ def _changes(payload: bytes, header: PatchHeader, bundle: Bundle) -> dict[str, A
             UPGRADE,
         )
     patch = decode_payload(payload, header, table)
-    steps = _read_steps(payload)
+    steps = read_steps(payload, header, table)
     present = bundle.header(header.task).sequence if header.task in bundle.tasks else None
     golden = patch.golden
     return {
@@ -133,14 +130,6 @@ def _changes(payload: bytes, header: PatchHeader, bundle: Bundle) -> dict[str, A
             if name in header.results
         },
     }
-
-
-def _read_steps(payload: bytes) -> CodingSteps:
-    """The steps of a payload that has been decoded, so that each part's length is known good."""
-    content = read_parts(payload, dict.fromkeys(PARTS, 2**32))["steps"]
-    count = len(content) // 2
-    biases = np.frombuffer(content, np.int8, count, count)
-    return CodingSteps(tuple(content[:count]), tuple(biases.tolist()))
 
 
 def _slots(table: SlotTable, resolution: int) -> dict[str, Any]:

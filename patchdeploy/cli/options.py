@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,6 +41,34 @@ BaseOption = Annotated[
 RuntimeOption = Annotated[str, typer.Option(help="litert or onnxruntime.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 FormatsOption = Annotated[str, typer.Option(help="Converters to write with, commas between.")]
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` as typer is to see it: each field of a group of options is one option.
+
+    A group is a parameter whose type is a dataclass; its fields are annotated as the parameters of
+    a command are. So what several commands take is written once, and stands at its place in each.
+    """
+    own = signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: one.annotation for name, one in own.parameters.items() if is_dataclass(one.annotation)
+    }
+    fields = {name: signature(kind, eval_str=True).parameters for name, kind in groups.items()}
+
+    @wraps(command)
+    def grouped(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field: given.pop(field) for field in fields[name]})
+        command(**given)
+
+    seen = [
+        each
+        for name, one in own.parameters.items()
+        for each in fields.get(name, {name: one}).values()
+    ]
+    grouped.__signature__ = own.replace(parameters=seen)  # type: ignore[attr-defined]
+    grouped.__annotations__ = {one.name: one.annotation for one in seen}
+    return grouped
 
 
 def parse_integers(text: str, option: str, example: str) -> list[int]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from patchdeploy.bundle.reader import MANIFEST
 from patchdeploy.errors import ConfigError, StorageError
+
+Found = TypeVar("Found")
 
 _START_BYTES = 65_536
 _MANIFEST_KEYS = (b'"base_sha256"', b'"converters"')
@@ -44,18 +47,15 @@ def is_folder(path: Path) -> bool:
     return _look(path, path.is_dir)
 
 
-def _look(path: Path, ask: Callable[[], bool]) -> bool:
+def _look(path: Path, ask: Callable[[], Found]) -> Found:
+    """What ``ask`` says of ``path``; a fault of the disk gets its type here alone."""
     try:
         return ask()
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot look at {path}: {error.strerror or error}; every folder above it must let you in; "
-        "correct the path or the folders' rights"
-    )
+        raise StorageError(
+            f"cannot look at {path}: {error.strerror or error}; every folder above it must let you "
+            "in; correct the path or the folders' rights"
+        ) from error
 
 
 def check_folder_of(file: Path) -> None:
@@ -106,9 +106,10 @@ def _is_bundle(folder: Path) -> bool:
     path = folder / MANIFEST
     if not _look(path, path.is_file):
         return False
-    try:
-        with path.open("rb") as file:
-            start = file.read(_START_BYTES)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    start = _look(path, lambda: _read_start(path))
     return all(key in start for key in _MANIFEST_KEYS)
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_START_BYTES)

@@ -7,13 +7,19 @@ work on a store, ``serve`` offers a folder of patch files to those who install f
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchdeploy.cli.options import JsonOption, RuntimeOption, errors_console, show_progress
+from patchdeploy.cli.options import (
+    JsonOption,
+    RuntimeOption,
+    errors_console,
+    show_progress,
+    with_groups,
+)
 from patchdeploy.cli.patch import OfBundleOption, read_patch_file
 from patchdeploy.cli.signing import AllowUnsignedOption, TrustedOption, show_time, warn
 from patchdeploy.cli.tables import emit, make_table, show_text
@@ -31,25 +37,51 @@ StoreOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class StoreOptions:
+    """The options of every command that works on a store; `with_groups` shows them to typer."""
+
+    store: StoreOption
+    bundle: OfBundleOption
+    trusted: TrustedOption = None
+    allow_unsigned: AllowUnsignedOption = False
+    runtime: RuntimeOption = "litert"
+
+    def open(self) -> Store:
+        """The store, for patches of the bundle's base.
+
+        Raises:
+            PatchdeployError: the bundle or the list of trusted keys cannot be read, or see
+                `open_store`.
+        """
+        from patchdeploy.bundle import open_bundle
+        from patchdeploy.runtime.bundle_store import open_store
+
+        return open_store(
+            self.store,
+            open_bundle(self.bundle, verify_hashes=False),
+            self.runtime,
+            trusted=None if self.trusted is None else TrustedKeys.load(self.trusted),
+            allow_unsigned=self.allow_unsigned,
+        )
+
+
+@with_groups
 def install(
     source: Annotated[
         str, typer.Argument(metavar="FILE|URL", help="A .pdp file, or http:// or https://.")
     ],
-    store: StoreOption,
-    bundle: OfBundleOption,
-    trusted: TrustedOption = None,
-    allow_unsigned: AllowUnsignedOption = False,
-    runtime: RuntimeOption = "litert",
+    options: StoreOptions,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep it in the store; activate it later.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a patch file, keep it in the store, and make it its task's active one."""
-    opened = _open(store, bundle, trusted, allow_unsigned, runtime)
+    opened = options.open()
     fetched: dict[str, Any] | None = None
     if "://" in source:
-        data, fetched = _download(source, store)
+        data, fetched = _download(source, options.store)
     else:
         data = read_patch_file(Path(source))
     with show_progress("installing"):
@@ -73,50 +105,41 @@ def _download(url: str, store: Path) -> tuple[bytes, dict[str, Any]]:
     return found.data, about
 
 
+@with_groups
 def activate(
     sha256: Annotated[
         str, typer.Argument(metavar="SHA256", help="Of a patch file that list shows.")
     ],
-    store: StoreOption,
-    bundle: OfBundleOption,
-    trusted: TrustedOption = None,
-    allow_unsigned: AllowUnsignedOption = False,
-    runtime: RuntimeOption = "litert",
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Make a patch that the store keeps its task's active one."""
-    opened = _open(store, bundle, trusted, allow_unsigned, runtime)
+    opened = options.open()
     with show_progress("activating"):
         installed = opened.activate(sha256)
     _print_installed(installed, as_json)
 
 
+@with_groups
 def revert(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Which task.")],
-    store: StoreOption,
-    bundle: OfBundleOption,
-    trusted: TrustedOption = None,
-    allow_unsigned: AllowUnsignedOption = False,
-    runtime: RuntimeOption = "litert",
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Make the patch before a task's active one active again; one step back, never further."""
-    opened = _open(store, bundle, trusted, allow_unsigned, runtime)
+    opened = options.open()
     with show_progress("reverting"):
         installed = opened.revert(task)
     _print_installed(installed, as_json)
 
 
+@with_groups
 def list_(
-    store: StoreOption,
-    bundle: OfBundleOption,
-    trusted: TrustedOption = None,
-    allow_unsigned: AllowUnsignedOption = False,
-    runtime: RuntimeOption = "litert",
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Show every patch of a store: task, sequence number, whether it is active."""
-    entries = _open(store, bundle, trusted, allow_unsigned, runtime).list()
+    entries = options.open().list()
     rows = [
         [
             one.task or "?",
@@ -130,24 +153,21 @@ def list_(
         for one in entries
     ]
     columns = ["task", "sequence", "status", "bytes", "expires", "SHA-256", "problem"]
-    table = make_table(f"Patches in {store}", columns, rows, text=(0, 2, 4, 5, 6))
-    emit(as_json, {"store": str(store), "patches": [asdict(one) for one in entries]}, table)
+    table = make_table(f"Patches in {options.store}", columns, rows, text=(0, 2, 4, 5, 6))
+    emit(as_json, {"store": str(options.store), "patches": [asdict(one) for one in entries]}, table)
 
 
+@with_groups
 def clean_up(
-    store: StoreOption,
-    bundle: OfBundleOption,
-    trusted: TrustedOption = None,
-    allow_unsigned: AllowUnsignedOption = False,
-    runtime: RuntimeOption = "litert",
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Remove from a store what is neither active nor previous, and what a crash has left."""
-    removed = _open(store, bundle, trusted, allow_unsigned, runtime).clean_up()
-    removed += _remove_downloads(store / DOWNLOADS)
+    removed = options.open().clean_up()
+    removed += _remove_downloads(options.store / DOWNLOADS)
     rows = [[name] for name in removed]
-    document = {"store": str(store), "removed": list(removed)}
-    emit(as_json, document, make_table(f"Removed from {store}", ["file"], rows))
+    document = {"store": str(options.store), "removed": list(removed)}
+    emit(as_json, document, make_table(f"Removed from {options.store}", ["file"], rows))
 
 
 def _remove_downloads(folder: Path) -> tuple[str, ...]:
@@ -178,21 +198,6 @@ def serve(
             errors_console.print(f"serving {folder} at {url}/{INDEX}", markup=False)
 
     serve_folder(folder, host, port, ready)
-
-
-def _open(
-    store: Path, bundle: Path, trusted: Path | None, allow_unsigned: bool, runtime: str
-) -> Store:
-    from patchdeploy.bundle import open_bundle
-    from patchdeploy.runtime.bundle_store import open_store
-
-    return open_store(
-        store,
-        open_bundle(bundle, verify_hashes=False),
-        runtime,
-        trusted=None if trusted is None else TrustedKeys.load(trusted),
-        allow_unsigned=allow_unsigned,
-    )
 
 
 def _print_installed(

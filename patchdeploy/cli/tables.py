@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from patchdeploy.bundle import Bundle
     from patchdeploy.verify import VerifyReport
 
 PIPE_WIDTH = 140
@@ -53,6 +54,14 @@ def show_text(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
+
+
+def print_sizes(bundle: Bundle, as_json: bool) -> None:
+    """Print the bytes of a bundle: its base files, what is shared in them, its patches."""
+    from patchdeploy.bundle import size_report
+
+    report = size_report(bundle)
+    emit(as_json, report, *size_tables(report))
 
 
 def size_tables(report: dict[str, Any]) -> list[Table]:

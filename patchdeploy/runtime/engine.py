@@ -8,45 +8,34 @@ place of an old one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from threading import Lock
-from time import monotonic, perf_counter
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from patchdeploy.bundle import Bundle, open_bundle
-from patchdeploy.data import IMAGE_SUFFIXES, Preprocessing, load_image, resize_image
-from patchdeploy.errors import (
-    ConfigError,
-    DataError,
-    PatchdeployError,
-    RuntimeBackendError,
-    UnknownResolutionError,
-    UnknownTaskError,
-)
-from patchdeploy.runtime.backend import Backend, Resident
+from patchdeploy.data import Preprocessing
+from patchdeploy.errors import ConfigError, DataError, UnknownResolutionError
+from patchdeploy.runtime.backend import Backend
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
-from patchdeploy.runtime.patches import Patches
-from patchdeploy.runtime.prediction import Prediction, softmax
-from patchdeploy.runtime.residents import Key, Residents
-from patchdeploy.runtime.versions import (
-    LOGGER,
-    StoreWatch,
-    TaskVersion,
-    bundle_versions,
+from patchdeploy.runtime.images import (
+    OneImage,
+    Pixels,
+    check_batch,
+    image_paths,
+    is_one_image,
+    prepare_image,
 )
-from patchdeploy.slots import PatchValues
+from patchdeploy.runtime.loaded_tasks import LoadedTasks
+from patchdeploy.runtime.prediction import Prediction, softmax
+from patchdeploy.runtime.versions import TaskVersion
 from patchdeploy.store import Store
 
-Pixels = NDArray[np.uint8]
-OneImage = str | Path | Image.Image
 BATCH = 32
 """Images that a folder is classified in at once."""
 REFRESH_SECONDS = 5.0
@@ -68,21 +57,18 @@ class Engine:
         refresh_seconds: float | None = REFRESH_SECONDS,
         format_name: str = "",
     ) -> None:
+        """As `Engine.open`; ``format_name``: of the bundle's base file that ``backend`` runs."""
         self._bundle = bundle
-        self._refresh_seconds = refresh_seconds
-        self._refreshed = monotonic()
-        self._refresh_lock, self._background_lock = Lock(), Lock()
-        self._versions = bundle_versions(bundle, with_sequence=store is not None)
-        self._watch: StoreWatch | None = None
-        if store is not None:
-            self._watch = StoreWatch(store, bundle, format_name, self._versions)
-            with suppress(PatchdeployError):  # logged
-                self._versions = self._watch.look(self._versions)
-        self._backend: Backend | None = backend
-        self._residents = Residents(budget_bytes)
-        self._patches = Patches(patch_budget_bytes)
+        self._loaded = LoadedTasks(
+            bundle,
+            backend,
+            budget_bytes,
+            patch_budget_bytes,
+            store,
+            refresh_seconds,
+            format_name,
+        )
         self._current: tuple[str, int] | None = None
-        self._background: ThreadPoolExecutor | None = None
 
     @classmethod
     def open(
@@ -139,7 +125,7 @@ class Engine:
     @property
     def runtime(self) -> str:
         """The runtime's package and its version."""
-        backend = self._open_backend()
+        backend = self._loaded.open_backend()
         return f"{backend.name} {backend.version}"
 
     @property
@@ -150,28 +136,27 @@ class Engine:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Task names, sorted."""
-        return tuple(sorted(self._versions))
+        return self._loaded.names
 
     @property
     def versions(self) -> dict[str, str]:
         """SHA-256 of the patch file that each task runs."""
-        return {task: one.sha256 for task, one in self._versions.items()}
+        return {task: one.sha256 for task, one in self._loaded.versions.items()}
 
     @property
     def store_problem(self) -> str | None:
         """Why the store could not be read at the last look; None where it could."""
-        return None if self._watch is None else self._watch.problem
+        return self._loaded.store_problem
 
     @property
     def residents(self) -> tuple[tuple[str, int], ...]:
         """The (task, resolution) pairs that are loaded, the least recently used first."""
-        loaded = self._residents.keys()
-        return tuple((task, px) for task, px, _ in loaded)
+        return self._loaded.residents
 
     @property
     def resident_bytes(self) -> int:
         """Estimated private memory of the residents."""
-        return self._residents.resident_bytes()
+        return self._loaded.resident_bytes
 
     def resolutions(self, task: str) -> tuple[int, ...]:
         """Sides in pixels that ``task`` was exported at.
@@ -179,7 +164,7 @@ class Engine:
         Raises:
             UnknownTaskError: no such task.
         """
-        return self._version(task).resolutions
+        return self._loaded.version(task).resolutions
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Labels of ``task``.
@@ -187,7 +172,7 @@ class Engine:
         Raises:
             UnknownTaskError: no such task.
         """
-        return self._version(task).classes
+        return self._loaded.version(task).classes
 
     def swap_to(self, task: str, resolution: int | None = None) -> dict[str, float]:
         """Make ``task`` the one that `classify` uses by default; returns what `prewarm` does.
@@ -214,7 +199,7 @@ class Engine:
         version, px = self._choose(task, resolution)
         timings: dict[str, float] = {"patch_ms": 0.0, "load_ms": 0.0}
         start = perf_counter()
-        self._resident(version, px, timings)
+        self._loaded.load(version, px, timings)
         timings["total_ms"] = 1e3 * (perf_counter() - start)
         return timings
 
@@ -227,11 +212,11 @@ class Engine:
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
         version, px = self._choose(task, resolution)
-        return self._in_background(self.prewarm, version.task, px)
+        return self._loaded.in_background(self.prewarm, version.task, px)
 
     def evict(self, task: str, resolution: int) -> None:
         """Unload a resident (nothing happens if it is none); running inferences end first."""
-        self._evict(lambda key: key[:2] == (task, resolution))
+        self._loaded.evict(task, resolution)
 
     def refresh(self) -> tuple[str, ...]:
         """Look at the store now, and take over what it has active.
@@ -246,62 +231,7 @@ class Engine:
             StorageError: the store's folder cannot be read; the engine goes on as it is.
             PatchdeployError: its STATE is damaged and its patches cannot be proved here; likewise.
         """
-        if self._watch is None:
-            return ()
-        with self._refresh_lock:
-            before = self._versions
-            after = dict(self._watch.look(before))
-            changed = {
-                task
-                for task in before.keys() | after.keys()
-                if task not in before or task not in after or before[task] != after[task]
-            }
-            for task in sorted({task for task, _ in self.residents} & changed & after.keys()):
-                try:
-                    self._load_like_now(after[task])
-                except PatchdeployError as error:
-                    LOGGER.warning("task %s stays as it is: %s", task, error)
-                    self._watch.forget()  # another look may find memory again
-                    changed.remove(task)
-                    after.pop(task)
-                    after |= {task: before[task]} if task in before else {}
-            self._versions = after
-            current = {(task, one.sha256) for task, one in after.items()}
-            self._evict(lambda key: (key[0], key[2]) not in current)
-        return tuple(sorted(changed))
-
-    def _load_like_now(self, version: TaskVersion) -> None:
-        """Load ``version`` at each resolution at which its task is resident."""
-        for task, px in self.residents:
-            if task == version.task and px in version.resolutions:
-                self._resident(version, px)
-
-    def _evict(self, goes: Callable[[Key], bool]) -> None:
-        loaded = self._residents.keys()
-        for key in filter(goes, loaded):
-            self._residents.evict(key)
-
-    def _look_for_patches(self) -> None:
-        """Start `refresh` on a thread, at most every ``refresh_seconds``."""
-        seconds, now = self._refresh_seconds, monotonic()
-        if self._watch is None or seconds is None or now - self._refreshed < seconds:
-            return
-        self._refreshed = now
-        self._in_background(self._refresh_quietly)
-
-    def _refresh_quietly(self) -> None:
-        try:
-            with suppress(PatchdeployError):  # logged where it is new
-                self.refresh()
-        except Exception:  # nobody waits for this thread's result
-            LOGGER.exception("a defect of patchdeploy: the store was not read")
-
-    def _in_background(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        self._open_backend()
-        with self._background_lock:
-            if self._background is None:
-                self._background = ThreadPoolExecutor(1, thread_name_prefix="patchdeploy-prewarm")
-        return self._background.submit(call, *arguments)
+        return self._loaded.refresh()
 
     def logits(
         self, images: Pixels, task: str | None = None, resolution: int | None = None
@@ -315,16 +245,11 @@ class Engine:
         return self._run(images, *self._choose(task, resolution))
 
     def _run(self, images: Pixels, version: TaskVersion, resolution: int) -> NDArray[np.float32]:
-        px = resolution
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (px, px, 3):
-            raise DataError(
-                f"images are {images.dtype} {images.shape}; at {px} px they must be uint8 "
-                f"[N, {px}, {px}, 3] RGB; resize them, or use classify, which does"
-            )
+        check_batch(images, resolution)
         count = len(version.classes)
         if len(images) == 0:
             return np.empty((0, count), np.float32)
-        return self._resident(version, px).run(np.ascontiguousarray(images))[:, :count]
+        return self._loaded.load(version, resolution).run(np.ascontiguousarray(images))[:, :count]
 
     @overload
     def classify(
@@ -354,8 +279,7 @@ class Engine:
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
         version, px = self._choose(task, resolution)
-        is_array = isinstance(image, np.ndarray)
-        if isinstance(image, str | Path | Image.Image) or (is_array and image.ndim == 3):
+        if is_one_image(image):
             return self._predict([self._prepare(image, px)], version, px)[0]
         return self._predict([self._prepare(one, px) for one in image], version, px)
 
@@ -370,15 +294,7 @@ class Engine:
             DataError: no such folder, or no image in it.
         """
         version, px = self._choose(task, resolution)
-        paths = sorted(
-            path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-        )
-        if not paths:
-            raise DataError(
-                f"folder {folder} holds no image; it needs at least 1 of "
-                f"{', '.join(IMAGE_SUFFIXES)}; correct the path"
-            )
-        return self._classify_paths(paths, version, px)
+        return self._classify_paths(image_paths(folder), version, px)
 
     def _classify_paths(
         self, paths: list[Path], version: TaskVersion, px: int
@@ -397,19 +313,7 @@ class Engine:
             yield from ((path, outcomes[path]) for path in chunk)
 
     def _prepare(self, image: Any, resolution: int) -> Pixels:
-        """uint8 [px, px, 3] of one image of any size."""
-        if isinstance(image, str | Path):
-            pixels = load_image(image)
-        elif isinstance(image, Image.Image):
-            pixels = np.asarray(image.convert("RGB"), np.uint8)
-        else:
-            pixels = np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            raise DataError(
-                f"image is {pixels.dtype} {pixels.shape}; it must be uint8 [H, W, 3] RGB; convert "
-                "it"
-            )
-        return resize_image(pixels, resolution, self.preprocessing)
+        return prepare_image(image, resolution, self.preprocessing)
 
     def _predict(
         self, pixels: list[Pixels], version: TaskVersion, resolution: int
@@ -424,7 +328,7 @@ class Engine:
 
     def _choose(self, task: str | None, resolution: int | None) -> tuple[TaskVersion, int]:
         """The version and the resolution that a call means; they stay its own until it ends."""
-        self._look_for_patches()
+        self._loaded.look_for_patches()
         current = self._current
         if task is None and current is not None:
             task = current[0]
@@ -436,7 +340,7 @@ class Engine:
                     "or call swap_to first"
                 )
             task = self.tasks[0]
-        version = self._version(task)
+        version = self._loaded.version(task)
         held = version.resolutions
         if resolution is None:
             own = self.preprocessing.input_size
@@ -448,51 +352,9 @@ class Engine:
             )
         return version, resolution
 
-    def _version(self, task: str) -> TaskVersion:
-        versions = self._versions
-        if task not in versions:
-            raise UnknownTaskError(
-                f"no task {task!r} in {self._bundle.path}; it has "
-                f"{', '.join(self.tasks) or 'none'}; choose one of them or add the task"
-            )
-        return versions[task]
-
-    def _resident(
-        self, version: TaskVersion, resolution: int, timings: dict[str, float] | None = None
-    ) -> Resident:
-        backend = self._open_backend()
-        key = (version.task, resolution, version.sha256)
-
-        def read() -> PatchValues:
-            return version.read(resolution)
-
-        def build() -> Resident:
-            start = perf_counter()
-            values = self._patches.get(key, read)
-            middle = perf_counter()
-            resident = backend.load(values, resolution)
-            if timings is not None:
-                timings["patch_ms"] = 1e3 * (middle - start)
-                timings["load_ms"] = 1e3 * (perf_counter() - middle)
-            return resident
-
-        return self._residents.get(key, build)[0]
-
-    def _open_backend(self) -> Backend:
-        if self._backend is None:
-            raise RuntimeBackendError(
-                f"the engine over {self._bundle.path} is closed; a closed engine runs nothing; "
-                "open another"
-            )
-        return self._backend
-
     def close(self) -> None:
         """Drop every resident; a running inference ends first where it holds one."""
-        self._backend = None
-        if self._background is not None:
-            self._background.shutdown(wait=True)
-        self._residents.clear()
-        self._patches.clear()
+        self._loaded.close()
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ from patchdeploy.patchfile import (
     build_patch,
     check_patch_file,
 )
-from patchdeploy.patchfile.coding import EXACT_BIASES
+from patchdeploy.patchfile.coding import EXACT_BIASES, CodingSteps
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, pack_patch
 from patchdeploy.storage import sha256_hex
@@ -389,6 +389,19 @@ def test_inspect_over_a_bundle_shows_what_would_change(place, file):
     assert "exact" in text
 
 
+def test_inspect_shows_the_steps_that_the_values_were_coded_with(place, tmp_path):
+    opened = open_bundle(place / "bundle")
+    count = len(opened.coding_table.convs)
+    steps = CodingSteps(tuple(range(count)), tuple(-20 - k for k in range(count)))
+    data = pack_patch(
+        make_patch(seed=5)[1], opened.coding_table, opened.base_files(), steps=steps,
+        release=Release(1, signers=(Signer(KEY, 0),)),
+    ).data  # fmt: skip
+    (tmp_path / "a.pdp").write_bytes(data)
+    found = answer("inspect", tmp_path / "a.pdp", "--bundle", place / "bundle")["changes"]["steps"]
+    assert found == {"scale": list(steps.scale), "bias": list(steps.bias)}
+
+
 def test_a_step_of_biases_is_shown_as_the_absolute_one_that_it_is(place, file):
     document = answer("inspect", file, "--bundle", place / "bundle")
     count = len(document["changes"]["steps"]["bias"])
@@ -418,6 +431,14 @@ def test_a_file_that_is_too_long_is_not_said_to_have_the_bytes_that_were_read(tm
         file.truncate(9_000_000)
     done = here("inspect", tmp_path / "long.pdp")
     refused(done, 1, f"file length is {MAX_FILE_BYTES + 1} bytes or more; it must be at most")
+
+
+def test_inspect_refuses_a_file_whose_payload_is_not_the_one_that_its_header_names(file, tmp_path):
+    data = file.read_bytes()
+    (tmp_path / "short.pdp").write_bytes(data[:-1])
+    refused(here("inspect", tmp_path / "short.pdp"), 1, "patch refused (length)")
+    (tmp_path / "other.pdp").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused(here("inspect", tmp_path / "other.pdp"), 1, "patch refused (payload_hash)")
 
 
 def test_inspect_over_a_bundle_of_another_base_says_so(place, file, tmp_path):

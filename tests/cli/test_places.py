@@ -63,6 +63,14 @@ def test_a_folder_that_lets_nobody_in_ends_with_4_and_a_remedy(closed, bundle, m
     refused(done, 4, f"cannot look at {closed}", "Permission denied; every folder above it must")
 
 
+def test_a_manifest_that_nobody_may_read_ends_with_4_and_no_key(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").chmod(0)
+    done = call("keys", "new", tmp_path / "a.pem")
+    refused(done, 4, f"cannot look at {tmp_path / 'manifest.json'}: Permission denied; every")
+    assert not (tmp_path / "a.pem").exists()
+
+
 @pytest.mark.parametrize("command", [["keys", "rotate", "--revoke", "0"], ["keys", "new"]])
 def test_a_list_behind_a_closed_folder_is_no_defect(closed, tmp_path, command):
     name = [tmp_path / "a.pem", "--trusted"] if command[1] == "new" else []

@@ -133,6 +133,16 @@ def test_clean_up_removes_what_is_not_used(place, options, tmp_path):
     assert list((tmp_path / "store" / DOWNLOADS).iterdir()) == []
 
 
+def test_every_command_of_a_store_is_for_the_runtime_that_is_named(place, options):
+    for command in (
+        ["install", place / "1.pdp"], ["activate", "0" * 64], ["revert", "first"], ["list"],
+        ["clean-up"],
+    ):  # fmt: skip
+        done = here(*command, *options, "--runtime", "tpu")
+        refused(done, 2, "runtime 'tpu'; it must be one of")
+    answer("install", place / "1.pdp", *options, "--runtime", "onnxruntime")
+
+
 def test_an_older_patch_is_refused_and_ends_with_1(place, options):
     answer("install", place / "2.pdp", *options)
     done = call("install", place / "1.pdp", *options)

@@ -296,7 +296,10 @@ def test_a_format_that_was_not_exported_is_named(tmp_path):
 
 def test_a_closed_engine_says_so(bundle):
     opened = Engine.open(bundle, "onnxruntime")
+    opened.prewarm("first", 24)
+    assert opened.residents == (("first", 24),)
     opened.close()
+    assert (opened.residents, opened.resident_bytes) == ((), 0)
     with pytest.raises(RuntimeBackendError, match="is closed"):
         opened.classify(random_images(1, 24)[0], "first")
     opened.close()

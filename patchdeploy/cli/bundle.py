@@ -1,0 +1,197 @@
+"""The commands about a bundle: ``inspect``, ``verify``, ``run``, ``evaluate``, ``bench``.
+
+In: a bundle's folder, and images where a command needs them. Out: its bytes, what its checks say,
+classes of images, accuracies, times. Nothing is written. ``inspect`` takes a ``.pdp`` file, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchdeploy.cli.exit import EXIT_BAD_INPUT, EXIT_CHECK_FAILED
+from patchdeploy.cli.options import (
+    BundleArgument,
+    JsonOption,
+    RuntimeOption,
+    ThreadsOption,
+    parse_integers,
+    parse_words,
+    show_progress,
+)
+from patchdeploy.cli.places import is_file, is_folder
+from patchdeploy.cli.signing import TrustedOption
+from patchdeploy.cli.tables import (
+    bench_tables,
+    describe_prediction,
+    emit,
+    make_table,
+    prediction_table,
+    print_sizes,
+    verify_table,
+)
+from patchdeploy.errors import ConfigError, DataError, StorageError
+from patchdeploy.named import is_packaged, open_images
+
+if TYPE_CHECKING:
+    from patchdeploy.runtime import Engine
+
+
+def inspect(
+    place: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle folder, or a .pdp file.")
+    ],
+    trusted: TrustedOption = None,
+    of_bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", metavar="BUNDLE", help="Of a .pdp file: what it would change there."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a bundle's bytes, shared and private; or a patch file's header, parts and signers."""
+    from patchdeploy.bundle import open_bundle
+    from patchdeploy.cli.inspect import inspect_file
+
+    if is_file(place):
+        inspect_file(place, trusted, of_bundle, as_json)
+        return
+    if trusted is not None or of_bundle is not None:
+        raise ConfigError(
+            f"--trusted or --bundle for {place}, which is no .pdp file; a bundle holds its own "
+            "keys and base; leave them out or name a .pdp file"
+        )
+    print_sizes(open_bundle(place), as_json)
+
+
+def verify(
+    bundle: BundleArgument,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="Test images; labels give accuracies. Forms below."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task that --images belongs to; default: every task.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 200,
+    as_json: JsonOption = False,
+) -> None:
+    """Check hashes, overlay = stand-alone, and both runtimes against the reference."""
+    from patchdeploy.bundle.reader import read_manifest
+    from patchdeploy.verify import verify_bundle
+
+    read_manifest(bundle)  # no bundle at all is bad input; a damaged one fails its checks
+    chosen = open_images(images) if images and is_packaged(images) else images
+    with show_progress("verifying") as tell:
+        report = verify_bundle(
+            bundle,
+            images=chosen,
+            task=task,
+            limit=limit,
+            progress=lambda check: tell(f"{check.name}, {check.subject}"),
+        )
+    emit(as_json, report.to_json(), verify_table(report))
+    if not report.ok:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def run(
+    bundle: BundleArgument,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Image files or folders of images.")
+    ],
+    task: Annotated[str, typer.Option(help="Which task.")],
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels. Default: the task's largest.")
+    ] = None,
+    runtime: RuntimeOption = "litert",
+    threads: ThreadsOption = 1,
+    top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images with one task of a bundle."""
+    from patchdeploy.runtime import Engine
+
+    results: list[tuple[Path, Any]] = []
+    with (
+        Engine.open(bundle, runtime=runtime, threads=threads) as engine,
+        show_progress("classifying") as report,
+    ):
+        px = resolution or max(engine.resolutions(task))
+        engine.prewarm(task, px)
+        for path in images:
+            for one in _classify_path(engine, path, task, px):
+                results.append(one)
+                report(f"{len(results)} images")
+    document = [describe_prediction(path, outcome, top) for path, outcome in results]
+    emit(as_json, document, prediction_table(f"{task} at {px} px, {runtime}", document))
+    if any("error" in one for one in document):
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _classify_path(engine: Engine, path: Path, task: str, px: int) -> Iterator[tuple[Path, Any]]:
+    """One file or every image of a folder; an unreadable one gives its error."""
+    try:
+        one = None if is_folder(path) else engine.classify(path, task=task, resolution=px)
+    except (DataError, StorageError) as error:
+        yield path, error
+        return
+    if one is None:
+        yield from engine.classify_folder(path, task=task, resolution=px)
+    else:
+        yield path, one
+
+
+def evaluate(
+    bundle: BundleArgument,
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="Labelled test images; forms below.")
+    ],
+    task: Annotated[str, typer.Option(help="Which task.")],
+    runtime: RuntimeOption = "litert",
+    threads: ThreadsOption = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Top-1 accuracy of a task at each of its resolutions."""
+    from patchdeploy.evaluate import evaluate_task
+
+    dataset = open_images(images)
+    with show_progress("evaluating") as report:
+        results = evaluate_task(
+            bundle,
+            dataset,
+            task,
+            runtime=runtime,
+            threads=threads,
+            limit=limit,
+            progress=report,
+        )
+    rows = [[f"{r.resolution} px", f"{100 * r.top1:.2f} %", str(r.images)] for r in results]
+    document = [asdict(result) for result in results]
+    emit(
+        as_json,
+        document,
+        make_table(f"{task}, int8, {runtime}", ["resolution", "top-1", "images"], rows),
+    )
+
+
+def bench(
+    bundle: BundleArgument,
+    runtimes: Annotated[str, typer.Option(help="Runtimes, commas between.")] = "litert,onnxruntime",
+    threads: Annotated[str, typer.Option(help="Thread counts, with commas between.")] = "1,2",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every candidate.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """Latency per resolution, cold and resident swaps; interleaved in one run."""
+    from patchdeploy.evaluate import bench_bundle
+
+    counts = parse_integers(threads, "--threads", "1,2")
+    with show_progress("measuring"):
+        report = bench_bundle(bundle, runtimes=parse_words(runtimes), threads=counts, rounds=rounds)
+    emit(as_json, report, *bench_tables(report))

@@ -1,0 +1,149 @@
+"""The commands that write a bundle: ``export`` makes one, ``add`` puts one more task into it.
+
+In: patch folders, their training images, a base and keys. Out: the whole bundle and its bytes as a
+table, or the old one as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patchdeploy.cli.options import (
+    BaseOption,
+    BundleArgument,
+    FormatsOption,
+    JsonOption,
+    parse_integers,
+    parse_words,
+    show_progress,
+)
+from patchdeploy.cli.signing import (
+    BudgetOption,
+    ExpiresOption,
+    FineOption,
+    KeyOption,
+    TrustedOption,
+    UnsignedOption,
+    read_addition_signing,
+    read_coding,
+    read_signing,
+)
+from patchdeploy.cli.tables import print_sizes
+from patchdeploy.errors import ConfigError
+from patchdeploy.named import open_base, open_calibration
+
+
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The bundle folder to make.")],
+    patch: Annotated[list[Path], typer.Option(help="A patch folder; repeat for several.")],
+    calibration: Annotated[
+        list[str],
+        typer.Option(metavar="TASK=IMAGES", help="Training images, one for each patch."),
+    ],
+    base: BaseOption = "embedded",
+    resolutions: Annotated[
+        str | None, typer.Option(help="Default: those that all patches have.")
+    ] = None,
+    formats: FormatsOption = "tflite,onnx",
+    head_capacity: Annotated[
+        int | None, typer.Option(min=2, help="Rows of the head. Default: the largest task's.")
+    ] = None,
+    float_files: Annotated[
+        bool, typer.Option("--float", help="Also stand-alone float32 files (they share nothing).")
+    ] = False,
+    validation: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TASK=IMAGES",
+            help="Images that training has not seen, for the budget. Default: the calibration's.",
+        ),
+    ] = [],  # noqa: B006 - typer reads it and never changes it
+    key: KeyOption = None,
+    trusted: TrustedOption = None,
+    expires: ExpiresOption = None,
+    unsigned: UnsignedOption = False,
+    budget: BudgetOption = None,
+    fine: FineOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one shared int8 base and a small signed patch per task."""
+    from patchdeploy.export import export_bundle
+    from patchdeploy.patch import Patch
+
+    coding = read_coding(budget, fine)
+    signing = read_signing(key, trusted, expires, unsigned)
+    patches = [Patch.from_pretrained(folder) for folder in patch]
+    images = dict(_task_images(one) for one in calibration)
+    with show_progress("exporting") as report:
+        bundle = export_bundle(
+            out,
+            open_base(base),
+            patches,
+            images,
+            resolutions=(
+                parse_integers(resolutions, "--resolutions", "32,48,64") if resolutions else None
+            ),
+            formats=parse_words(formats),
+            head_capacity=head_capacity,
+            float_files=float_files,
+            coding=coding,
+            validation=dict(_task_images(one) for one in validation),
+            signing=signing,
+            unsigned=signing is None,
+            progress=report,
+        )
+    print_sizes(bundle, as_json)
+
+
+def add(
+    bundle: BundleArgument,
+    patch: Annotated[Path, typer.Option(help="A patch folder.")],
+    calibration: Annotated[str, typer.Option(metavar="IMAGES", help="Training images.")],
+    base: BaseOption = "embedded",
+    float_files: Annotated[bool, typer.Option("--float", help="Also float32 files.")] = False,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Images that training has not seen, for the budget. Default: the calibration's.",
+        ),
+    ] = None,
+    key: KeyOption = None,
+    expires: ExpiresOption = None,
+    unsigned: UnsignedOption = False,
+    budget: BudgetOption = None,
+    fine: FineOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add one more task to a bundle; the base's files keep their bytes."""
+    from patchdeploy.export import export_patch
+    from patchdeploy.patch import Patch
+
+    coding = read_coding(budget, fine)
+    signing = read_addition_signing(bundle, key, expires, unsigned)
+    with show_progress("exporting") as report:
+        made = export_patch(
+            bundle,
+            open_base(base),
+            Patch.from_pretrained(patch),
+            open_calibration(calibration),
+            float_files=float_files,
+            coding=coding,
+            validation=None if validation is None else open_calibration(validation),
+            signing=signing,
+            progress=report,
+        )
+    print_sizes(made, as_json)
+
+
+def _task_images(text: str) -> tuple[str, Any]:
+    task, _, images = text.partition("=")
+    if not images:
+        raise ConfigError(
+            f"--calibration is {text!r}; it must be TASK=IMAGES; "
+            "write for instance digits=packaged:digits:train"
+        )
+    return task, open_calibration(images)
