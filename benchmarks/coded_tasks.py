@@ -27,7 +27,7 @@ from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.slots import PatchValues
 from patchdeploy.storage import write_atomic
 from patchdeploy.training import TrainConfig, train_patch
-from patchdeploy.training.loop import predict
+from patchdeploy.training.accuracy import predict
 from patchdeploy.training.preparation import make_pair
 from patchdeploy.training.samples import Samples
 

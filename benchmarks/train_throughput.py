@@ -37,7 +37,8 @@ from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, Preprocessing
 from patchdeploy.measure import Measurement, measure_interleaved
 from patchdeploy.training import TrainConfig, baseline, mixed, resolutions, session, transfer
-from patchdeploy.training.loop import Trainee, make_step
+from patchdeploy.training.loop import make_step
+from patchdeploy.training.trainee import Trainee
 
 TASKS = 16
 CLASSES = 10

@@ -1,4 +1,4 @@
-"""Keys of a table of settings: each must be known.
+"""Keys of a table of settings, and names of things: each must be known.
 
 In: keys as a person or a file gives them. Out: nothing, or a ConfigError with the nearest key that
 there is. One rule for TOML tables and for the JSON of every settings dataclass.
@@ -27,8 +27,14 @@ def refuse_unknown_keys(
     offered = known if shown is None else shown
     for key in keys:
         if key not in known:
-            near = get_close_matches(key, offered, 1)
             raise ConfigError(
                 f"{what} {key!r}; the keys are {', '.join(offered)}; "
-                + (f"did you mean {near[0]!r}?" if near else "remove it")
+                + suggest_nearest(key, offered, "remove it")
             )
+
+
+def suggest_nearest(given: str, known: Iterable[str], otherwise: str) -> str:
+    """The remedy for a name that is not ``known``: the nearest one; ``otherwise`` where none is
+    near."""
+    near = get_close_matches(given, known, 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

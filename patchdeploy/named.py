@@ -25,6 +25,7 @@ from patchdeploy.data import (
     load_packaged,
 )
 from patchdeploy.errors import ConfigError, EmptyCalibrationError, MissingExtraError
+from patchdeploy.errors_keys import suggest_nearest
 
 if TYPE_CHECKING:
     from patchdeploy.base import Base
@@ -34,6 +35,7 @@ BASE_HELP = (
     "detector:NAME, detector:NAME@WEIGHTS, detector:NAME:FILE or trained:FOLDER (NAME is a "
     "torchvision architecture)"
 )
+BASE_KINDS = ("embedded", "torchvision", "keras", "checkpoint", "detector", "trained")
 _PACKAGED = "packaged:"
 
 
@@ -71,13 +73,25 @@ def open_base(name: str) -> Base:
         return Base.from_keras_mobilenet_v2(Path(rest))
     if kind == "checkpoint" and ":" in rest:
         architecture, _, file = rest.partition(":")
-        initial = Base.from_torchvision(architecture, weights=None)
-        return Base.from_checkpoint(Path(file), initial.module, initial.preprocessing)
+        return _open_checkpoint(architecture, Path(file))
     if kind == "trained" and rest:
         from patchdeploy.named_trained import open_network
 
         return open_network(Path(rest), open_base)
-    raise ConfigError(f"base {name!r} is none of the forms {BASE_HELP}; correct it")
+    remedy = "correct it" if kind in BASE_KINDS else suggest_nearest(kind, BASE_KINDS, "correct it")
+    raise ConfigError(f"base {name!r} is none of the forms {BASE_HELP}; {remedy}")
+
+
+def _open_checkpoint(architecture: str, file: Path) -> Base:
+    """Of as many classes as the file's last layer has; every patch brings its own."""
+    from patchdeploy.base import Base, read_state
+
+    initial = Base.from_torchvision(architecture, weights=None)
+    head = read_state(file).get(f"{initial.head_name}.weight")
+    rows = len(initial.module.state_dict()[f"{initial.head_name}.weight"])
+    if head is not None and head.ndim > 0 and len(head) not in (0, rows):
+        initial = Base.from_torchvision(architecture, weights=None, num_classes=len(head))
+    return Base.from_checkpoint(file, initial.module, initial.preprocessing)
 
 
 def open_images(name: str, load: LoadConfig | None = None) -> ImageDataset:

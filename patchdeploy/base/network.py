@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from patchdeploy.base.layers import (
     CONVOLUTIONS,
@@ -25,8 +25,10 @@ from patchdeploy.base.layers import (
     make_scales_positive,
     trace_layers,
 )
+from patchdeploy.base.state import check_finite, fill_module, read_state
 from patchdeploy.data import ASSETS, ImageDataset, Preprocessing
-from patchdeploy.errors import BaseError, CheckpointError, NonFiniteError
+from patchdeploy.errors import BaseError, CheckpointError
+from patchdeploy.errors_keys import suggest_nearest
 
 EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
 EMBEDDED_FACTS = ASSETS / "embedded_base.json"
@@ -243,61 +245,6 @@ class Base:
         return cls.from_module(module, preprocessing, "keras/mobilenet_v2")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or .pt file.
-
-    Raises:
-        CheckpointError: missing, truncated, or no mapping of names to tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-            state = state["state_dict"]
-    except Exception as error:  # each loader has errors of its own; all mean the same here
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); it "
-            "must be a whole .safetensors file or a .pt file of tensors; copy or save it again"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"checkpoint {path} holds a {type(state).__name__}; it must be a state dict, names to "
-            "tensors; save module.state_dict()"
-        )
-    return dict(state)
-
-
-def fill_module(module: nn.Module, path: Path) -> nn.Module:
-    """A copy of ``module`` with the state dict in ``path``.
-
-    Raises:
-        CheckpointError: not readable, or names and shapes that do not fit.
-    """
-    state = read_state(path)
-    filled = copy.deepcopy(module)
-    _check_fit(filled.state_dict(), state, path)
-    filled.load_state_dict(state, strict=False)  # names are checked
-    return filled
-
-
-def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Raise unless every value is finite.
-
-    Raises:
-        NonFiniteError: naming the first tensor with NaN or infinity.
-    """
-    for key, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
-            raise NonFiniteError(
-                f"{name}: tensor {key!r} has {count} values that are NaN or infinite; all must be "
-                "finite; use an earlier checkpoint"
-            )
-
-
 def build_torchvision(
     name: str, weights: str | None, seed: int, arguments: Mapping[str, Any]
 ) -> tuple[Any, Any]:
@@ -318,6 +265,7 @@ def build_torchvision(
         raise BaseError(
             f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
             "torchvision.models.list_models() and the model's weights enum"
+            + _suggest_torchvision(name, weights)
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise BaseError(
@@ -355,22 +303,11 @@ def _after_transform_input(settings: Preprocessing) -> Preprocessing:
     return replace(settings, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 
 
-def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    # Batch counters are in no .safetensors of most exporters, and no forward pass reads them.
-    expected, found = (
-        {k: v for k, v in one.items() if not k.endswith("num_batches_tracked")}
-        for one in (expected, found)
-    )
-    wrong = [f"{key} is missing" for key in expected if key not in found]
-    wrong += [f"{key} is not expected" for key in found if key not in expected]
-    wrong += [
-        f"{key} is {list(found[key].shape)}, not {list(expected[key].shape)}"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit the network: {'; '.join(wrong[:5])}"
-            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}; use the checkpoint of "
-            "this architecture"
-        )
+def _suggest_torchvision(name: str, weights: str | None) -> str:
+    import torchvision
+
+    known = torchvision.models.list_models()
+    if name in known:
+        known, name = [one.name for one in torchvision.models.get_model_weights(name)], str(weights)
+    near = suggest_nearest(name, known, "")
+    return f"; {near}" if near else ""

@@ -26,7 +26,8 @@ def say_once(text: str, say: Callable[[], None]) -> None:
 
     Outside torchrun, or where its store is not reached, every process speaks for itself. The first
     rank speaks before it tells so, and a later one ends after that: torchrun ends all others as
-    soon as one has ended, and must not end the first before it has spoken.
+    soon as one has ended, and must not end the first before it has spoken. What begins with a
+    rank's own number no other says, and the first may be the one that has died: no waiting then.
     """
     rank = _rank_under_torchrun()
     if rank is None:
@@ -34,7 +35,7 @@ def say_once(text: str, say: Callable[[], None]) -> None:
     elif rank == 0:
         say()
         _tell(text)
-    elif _told() != text:
+    elif text.startswith(f"rank {rank} of {os.environ['WORLD_SIZE']}: ") or _told() != text:
         say()
 
 

@@ -30,11 +30,16 @@ def overlapping(first: ImageDataset, second: ImageDataset) -> list[tuple[int, in
     return _pairs(_pixel_digests(first), _pixel_digests(second))
 
 
-def warn_overlap(train: ImageDataset, test: ImageDataset) -> list[tuple[int, int]]:
+def warn_overlap(
+    train: ImageDataset, test: ImageDataset, part: str = "test"
+) -> list[tuple[int, int]]:
     """Warn (`OverlapWarning`) if images of ``test`` are in ``train`` too; the pairs of positions.
 
     Where both sets come from files, equal means the same bytes, whatever the names (the same
     picture saved anew is found by `overlapping` alone); else it means the same pixels.
+
+    Args:
+        part: what the second set is for, as the warning says it: "test" or "validation".
 
     Raises:
         UnreadableImageError: a file that cannot be read.
@@ -48,7 +53,7 @@ def warn_overlap(train: ImageDataset, test: ImageDataset) -> list[tuple[int, int
         ]
         more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
         warnings.warn(
-            f"{len(found)} of {len(test)} test images of {test.name!r} are training images of "
+            f"{len(found)} of {len(test)} {part} images of {test.name!r} are training images of "
             f"{train.name!r} too: {', '.join(named)}{more}; accuracy on them says nothing about "
             "new images; take them out of one of the sets",
             OverlapWarning,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from patchdeploy.data.pixels import Pixels, load_image
 from patchdeploy.data.sets import ImageDataset, split
 from patchdeploy.errors import DataError, MissingExtraError
+from patchdeploy.errors_keys import suggest_nearest
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PACKAGED_NAMES = ("digits", "faces", "fashion", "optical_digits", "surfaces")
@@ -44,8 +45,12 @@ def load_packaged(name: str) -> tuple[ImageDataset, ImageDataset]:
     }
     if name not in loaders:
         raise DataError(
-            f"unknown packaged set {name!r}; there are {', '.join(PACKAGED_NAMES)}; name one of "
-            "them, or load a folder of your own with load_image_folder"
+            f"unknown packaged set {name!r}; there are {', '.join(PACKAGED_NAMES)}; "
+            + suggest_nearest(
+                name,
+                PACKAGED_NAMES,
+                "name one of them, or load a folder of your own with load_image_folder",
+            )
         )
     return loaders[name]()
 

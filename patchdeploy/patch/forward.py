@@ -95,7 +95,10 @@ def reestimate_tensors(
     """Set mu and var among ``tensors`` to those of ``batches`` (float32 [N, 3, H, W], normalised).
 
     The mean over batches of each batch's mean and unbiased variance (paper, appendix B.1; torch's
-    BatchNorm with momentum=None). Returns the number of batches; with none nothing changes.
+    BatchNorm with momentum=None). What lies between the batches is lost, so each must be a random
+    part of the whole: n images of it lose an n-th of the variance between images, a batch of one
+    class all that lies between the classes. All batches count alike; give them one size. Returns
+    the number of batches; with none nothing changes.
     """
     paths = find_norm_paths(tensors)
     if not paths:

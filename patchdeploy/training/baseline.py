@@ -16,8 +16,8 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
+from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
-from patchdeploy.training.loop import Trainee, predict
 from patchdeploy.training.objective import Forward, compile_forward
 from patchdeploy.training.preparation import (
     check_resolutions,
@@ -30,6 +30,7 @@ from patchdeploy.training.preparation import (
 )
 from patchdeploy.training.samples import Samples, Source
 from patchdeploy.training.session import open_session
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.transfer import SingleLoss, TransferRun
 from patchdeploy.training.workers import SINGLE, Workers
 

@@ -1,4 +1,4 @@
-"""A run's state on disk: what is needed to go on with the same bits.
+"""A run's state on disk: what is needed to go on with the same bits (on CPUs).
 
 In: named tensors, an optimiser, where the run stands. Out: one file that is old or new, never half
 written; it fits only a run with the same settings, images and tensors.

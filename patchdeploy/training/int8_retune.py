@@ -20,9 +20,9 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.errors import DataError
 from patchdeploy.patch import Patch
 from patchdeploy.patched_model import PatchedModel
+from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
-from patchdeploy.training.loop import predict
 from patchdeploy.training.objective import Forward
 from patchdeploy.training.preparation import choose_device, make_pair, split_images
 from patchdeploy.training.samples import Samples

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextmanager
-def watch_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
+def watch_interrupt(enabled: bool = True, ranks: int = 1) -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C (SIGINT) or SIGTERM has come.
 
     SIGTERM is what a scheduler sends before it takes the machine, and torchrun to the other ranks
@@ -18,6 +18,9 @@ def watch_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
     is never left half done; Ctrl-C after it interrupts at once, SIGTERM never does (torchrun passes
     on one that each rank may have had before). Outside the main thread, or without ``enabled``,
     signals are left as they are.
+
+    With several ``ranks``, an error that ends the block leaves SIGTERM noted only: torchrun sends
+    it as soon as it sees that a rank has died, and what this one has to say would be cut off.
     """
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -34,6 +37,10 @@ def watch_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
         signal.signal(one, note)
     try:
         yield lambda: bool(seen)
+    except BaseException:
+        if ranks > 1:
+            del before[signal.SIGTERM]
+        raise
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

@@ -2,23 +2,22 @@
 
 In: a `Trainee`: where batches come from, what gradients reach, the loss. Out: its tensors at their
 best epoch. A batch is a function of the seed and the step's number, and a checkpoint holds the
-rest, so a run that was killed or stopped ends with the same bits as one that was not.
+rest, so on CPUs a run that was killed or stopped ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from patchdeploy.errors import ConfigError, DataError, NonFiniteLossError
+from patchdeploy.errors import NonFiniteLossError
+from patchdeploy.training.accuracy import accuracy
 from patchdeploy.training.checkpoint import (
     Position,
     RunState,
@@ -27,15 +26,21 @@ from patchdeploy.training.checkpoint import (
     save_checkpoint,
     snapshot,
 )
-from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.ema import Ema
 from patchdeploy.training.interrupt import watch_interrupt
 from patchdeploy.training.objective import Forward, autocast
 from patchdeploy.training.optimizer import make_optimizer, set_rates
-from patchdeploy.training.samples import Batch, Samples, Source, draw_batch, name_memory
+from patchdeploy.training.samples import draw_batch, name_memory
+from patchdeploy.training.trainee import (
+    Trainee,
+    check_sources,
+    describe_memory,
+    fingerprint,
+    keep_signs,
+)
 from patchdeploy.training.workers import SINGLE, Workers
 
-EVALUATION_BATCH = 256
 CHECK_EVERY = {"cpu": 1, "cuda": 50}
 """Steps between looks at the loss: on a GPU each look waits for all work to end."""
 
@@ -51,58 +56,6 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     images_per_second: float
-
-
-def _nothing(epoch: int) -> None:
-    """Nothing to prepare."""
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What a run trains.
-
-    Attributes:
-        name: of the run.
-        sources: where batches come from, one a task or resolution.
-        groups: tensors that gradients reach, by the scope that says which learning rate suits them.
-        state: every tensor that training may change (statistics too), by a name of its own; what is
-            kept.
-        floors: bounds that hold after each step, so that no scale changes its sign: a value stays
-            at or above a bound that is positive or 0, at or below one that is negative.
-        losses: the step's batches -> mean losses by source, in one mapping or several; the loop
-            calls backward on each mapping before it asks for the next, so that only one forward
-            pass is held.
-        predict: (source, inputs) -> scores, for validation.
-        coupled: ``losses`` needs the batches of all sources at once; ranks then split images.
-        prepare: called before each epoch's first step and before each validation; what it
-            makes and training needs must be in ``state``.
-        owners: the source that a state tensor belongs to. If each has one, every source keeps its
-            own best epoch; else all keep the epoch with the best mean.
-        context: what else a checkpoint must agree on: base, patch settings, images.
-    """
-
-    name: str
-    sources: tuple[Source, ...]
-    groups: Mapping[Scope, Mapping[str, Tensor]]
-    state: Mapping[str, Tensor]
-    floors: Mapping[str, Tensor]
-    losses: Callable[[Sequence[Batch]], Iterable[Mapping[int, Tensor]]]
-    predict: Callable[[int, Tensor], Tensor]
-    coupled: bool = False
-    prepare: Callable[[int], None] = _nothing
-    owners: Mapping[str, int] = field(default_factory=dict)
-    context: str = ""
-
-    @property
-    def trained(self) -> dict[str, Tensor]:
-        """What gradients reach, of all groups."""
-        return {key: value for group in self.groups.values() for key, value in group.items()}
-
-    @property
-    def steps(self) -> int:
-        """Steps of one epoch: as many images in all as one pass over every source."""
-        images = sum(len(one.train) for one in self.sources)
-        return max(1, round(images / sum(one.images_per_step for one in self.sources)))
 
 
 @dataclass(frozen=True)
@@ -142,19 +95,9 @@ def fit(
         StorageError: the checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C; with ``checkpoint`` the run is saved first.
     """
-    _check_sources(trainee, config, workers)
-    with name_memory(_describe(trainee)):
+    check_sources(trainee, workers)
+    with name_memory(describe_memory(trainee)):
         return _fit(trainee, config, workers, checkpoint, resume, on_epoch, on_step)
-
-
-def _describe(trainee: Trainee) -> str:
-    """What takes the memory: ``digits@32: batches of 128 images of 32 x 32 px``."""
-    parts = []
-    for one in trainee.sources:
-        shape = one.train.inputs.shape[1:]
-        what = f"images of {shape[0]} x {shape[1]} px" if len(shape) == 3 else "features"
-        parts.append(f"{one.name}: batches of {one.batch_size} {what}")
-    return "; ".join(parts)
 
 
 def _fit(
@@ -169,8 +112,8 @@ def _fit(
     run = _Run(trainee, config, workers, checkpoint)
     if checkpoint is not None and resume and checkpoint.exists():
         run.restore(checkpoint)
-    run.check_agreement()
-    with watch_interrupt(checkpoint is not None) as interrupted:
+    with watch_interrupt(checkpoint is not None, workers.world) as interrupted:
+        run.check_agreement()
         while run.position.epoch < config.epochs:
             start, begun = time.perf_counter(), run.position.step
             run.train_epoch(interrupted, on_step)
@@ -193,26 +136,6 @@ def make_step(trainee: Trainee, config: TrainConfig) -> Callable[[], None]:
         run.position.step = (run.position.step + 1) % trainee.steps
 
     return step
-
-
-def _check_sources(trainee: Trainee, config: TrainConfig, workers: Workers) -> None:
-    for source in trainee.sources:
-        for part, samples in (("train on", source.train), ("validate on", source.validation)):
-            if len(samples) == 0:
-                raise DataError(
-                    f"{source.name}: no image to {part}; at least 1 is needed to choose the best "
-                    "epoch by; add images (2 of a class are split between both)"
-                )
-    names = [one.name for one in trainee.sources]
-    shares = workers.shares(names, trainee.coupled)
-    for share in shares:
-        source = trainee.sources[share.source]
-        images = min(source.batch_size, len(source.train))
-        if share.parts > max(1, images // 2):
-            raise ConfigError(
-                f"{source.name}: {share.parts} ranks share batches of {images} images; each rank "
-                "takes at least 2 images of a whole batch; start fewer ranks or raise batch_size"
-            )
 
 
 class _Run:
@@ -380,14 +303,14 @@ class _Run:
         put_back(self.trainee.state, current)
         position, done = self.position, self.position.epoch + 1
         share = steps / self.trainee.steps  # of the epoch that ``seconds`` measured
-        for source, images, loss, accuracy in zip(
+        for source, images, loss, found in zip(
             self.trainee.sources, position.images, position.losses, top1, strict=True
         ):
             rate = self.optimizer.param_groups[0]["lr"]
             speed = share * images / seconds if seconds > 0 else 0.0
             mean = loss / images if images else 0.0
             if self.workers.rank == 0:
-                on_epoch(EpochRecord(source.name, done, mean, accuracy, rate, seconds, speed))
+                on_epoch(EpochRecord(source.name, done, mean, found, rate, seconds, speed))
         position.epoch, position.step = done, 0
         self._open_epoch()
         self.save()
@@ -454,46 +377,3 @@ class _Run:
 
 def _bound(predict: Callable[[int, Tensor], Tensor], source: int) -> Forward:
     return lambda inputs: predict(source, inputs)
-
-
-@torch.no_grad()
-def keep_signs(state: Mapping[str, Tensor], floors: Mapping[str, Tensor]) -> None:
-    """Move what passed its floor back to it, in place; see `Trainee.floors`."""
-    for key, floor in floors.items():
-        value = state[key]
-        value.copy_(torch.where(floor < 0, value.minimum(floor), value.maximum(floor)))
-
-
-@torch.no_grad()
-def predict(forward: Forward, samples: Samples, device: torch.device) -> Tensor:
-    """Scores float32 [N, classes] on the CPU."""
-    parts = []
-    for index in torch.split(torch.arange(len(samples)), EVALUATION_BATCH):
-        inputs, _ = samples.batch(index, device)
-        parts.append(forward(inputs).float().cpu())
-    return torch.cat(parts)
-
-
-def accuracy(forward: Forward, samples: Samples, device: torch.device) -> float:
-    """Top-1 in [0, 1]."""
-    answers = predict(forward, samples, device).argmax(1)
-    return float((answers == samples.labels.cpu()).double().mean())
-
-
-def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
-    """What must be equal for a checkpoint to fit: settings, context, and names and shapes of the
-    tensors. The number of ranks is not among it."""
-    shapes = {key: list(value.shape) for key, value in trainee.state.items()}
-    sources = [[one.name, one.batch_size, one.weight, one.stream] for one in trainee.sources]
-    settings = json.dumps(
-        [
-            config.to_json(),
-            trainee.name,
-            sources,
-            trainee.context,
-            sorted(trainee.trained),
-            shapes,
-        ],
-        sort_keys=True,
-    )
-    return hashlib.sha256(settings.encode()).hexdigest()

@@ -23,7 +23,6 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import reestimate_tensors, share_structure
 from patchdeploy.patched_model.mixed import MixedTaskModel
 from patchdeploy.training.config import Scope, TrainConfig
-from patchdeploy.training.loop import Trainee
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
 from patchdeploy.training.preparation import (
     check_resolutions,
@@ -34,8 +33,10 @@ from patchdeploy.training.preparation import (
     scale_floors,
     split_images,
 )
-from patchdeploy.training.samples import Batch, Source, normalize, split_batches
+from patchdeploy.training.samples import Batch, Source
 from patchdeploy.training.session import open_session
+from patchdeploy.training.statistics import draw_statistics_batches
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.workers import SINGLE, Workers
 
 
@@ -82,7 +83,7 @@ def train_many_patches(
         model.add_task(task, images.classes, patch_config)
     sources = _make_sources(model, tasks, validation or {}, config)
     if patch_config.statistics == "reestimated":
-        _measure_statistics(model, sources)
+        _measure_statistics(model, sources, config)
     settings = [base.sha256, patch_config.to_json(), px, list(tasks)]
     pairs = [part for one in sources for part in (one.train, one.validation)]
     context = digest(settings, pairs) if run_dir is not None else ""
@@ -199,16 +200,16 @@ def _make_sources(
     return sources
 
 
-def _measure_statistics(model: MixedTaskModel, sources: Sequence[Source]) -> None:
+def _measure_statistics(
+    model: MixedTaskModel, sources: Sequence[Source], config: TrainConfig
+) -> None:
     """Each task's mean and variance, on its own training images; see `reestimate_tensors`."""
     structure = share_structure(model.base.module)
-    for source in sources:
-        batches = split_batches(source.train.inputs, source.batch_size)
-        reestimate_tensors(
-            structure,
-            model.tensors(source.name),
-            (normalize(one.to(model.device), source.train.preprocessing) for one in batches),
+    for one in sources:
+        batches = draw_statistics_batches(
+            one.train, one.batch_size, config.seed, model.device, one.stream
         )
+        reestimate_tensors(structure, model.tensors(one.name), batches)
 
 
 def _check(

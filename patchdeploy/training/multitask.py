@@ -20,7 +20,7 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import run_structure
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
-from patchdeploy.training.loop import FitResult, Trainee
+from patchdeploy.training.loop import FitResult
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
 from patchdeploy.training.preparation import (
     check_resolutions,
@@ -32,6 +32,7 @@ from patchdeploy.training.preparation import (
 )
 from patchdeploy.training.samples import Batch, Source
 from patchdeploy.training.session import open_session
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.workers import SINGLE, Workers
 
 Loss = Callable[[Tensor, Tensor], Tensor]

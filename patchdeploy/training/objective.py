@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from patchdeploy.errors import ConfigError
 from patchdeploy.training.config import TrainConfig
 
 Forward = Callable[[Tensor], Tensor]
@@ -28,8 +29,17 @@ def classification_loss(
         taught: a teacher's scores [n, classes]; the loss is then (1 - w) * cross entropy +
             w * T^2 * KL(teacher || student), both softmaxes at temperature T (Hinton et al. 2015,
             arXiv 1503.02531, section 2).
+
+    Raises:
+        ConfigError: a teacher of another number of classes.
     """
     scores = scores.float()
+    if taught is not None and taught.shape != scores.shape:
+        raise ConfigError(
+            f"the teacher's scores are {list(taught.shape)} for {len(scores)} images of "
+            f"{scores.shape[1]} classes; they must be {list(scores.shape)}, in the order of the "
+            "classes; give a teacher that was trained on this task"
+        )
     loss = functional.cross_entropy(scores, targets, label_smoothing=config.label_smoothing)
     if taught is None or config.distillation_weight == 0:
         return loss

@@ -24,7 +24,6 @@ from patchdeploy.patch.forward import run_structure
 from patchdeploy.patch.tensors import random_head
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
-from patchdeploy.training.loop import Trainee
 from patchdeploy.training.objective import (
     autocast,
     classification_loss,
@@ -41,6 +40,7 @@ from patchdeploy.training.preparation import (
 )
 from patchdeploy.training.samples import Batch, Source
 from patchdeploy.training.session import open_session
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.workers import SINGLE, Workers
 
 Learn = Literal["all", "patch"]

@@ -120,5 +120,5 @@ def open_task(task: TaskConfig, loader: LoaderConfig) -> TaskData:
                 f"the training images {list(train.classes)[:5]}; both need the same; correct the "
                 "folders"
             )
-        warn_overlap(train, images)
+        warn_overlap(train, images, part)
     return TaskData(task, train, others["validation"], others["test"])

@@ -99,7 +99,8 @@ class WorkersConfig:
     """The table ``[workers]``: several processes, started by torchrun.
 
     Attributes:
-        ranks_per_task: one number for all tasks or one a task; by default divided evenly.
+        ranks_per_task: one number for all tasks or one a task (methods tasks and many); by default
+            divided evenly.
         backend: gloo or nccl; by default nccl where each rank has a GPU.
         timeout_seconds: how long a rank waits for the others in one exchange.
     """
@@ -217,6 +218,8 @@ TASK_KEYS: Mapping[str, tuple[Method, ...]] = MappingProxyType(
     }
 )
 """Keys of a [[task]] that only these methods read."""
+DIVIDED: tuple[Method, ...] = ("tasks", "many")
+"""Methods whose ranks are divided among tasks; in the others each takes a part of every batch."""
 
 
 def not_used(method: Method) -> tuple[str, ...]:
@@ -388,3 +391,9 @@ def _check_numbers(config: RunConfig, file: str) -> None:
             raise ConfigError(
                 f"{file}, [{table}]: {key} = {value!r}; it must be {rule}; correct it"
             )
+    if config.workers.ranks_per_task is not None and config.method not in DIVIDED:
+        raise ConfigError(
+            f"{file}, [workers]: ranks_per_task = {list(config.workers.ranks_per_task)}; in method "
+            f"{config.method!r} every rank takes a part of every batch; it belongs to "
+            f"{', '.join(DIVIDED)}; remove it"
+        )

@@ -17,10 +17,10 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.named_trained import save_network
 from patchdeploy.patch import Patch, count_parameters
 from patchdeploy.patched_model import PatchedModel
+from patchdeploy.training.accuracy import accuracy
 from patchdeploy.training.baseline import evaluate, train_baseline
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.int8_retune import retune_patch_int8
-from patchdeploy.training.loop import accuracy
 from patchdeploy.training.mixed import train_many_patches
 from patchdeploy.training.multitask import TaskImages, train_tasks
 from patchdeploy.training.objective import Forward

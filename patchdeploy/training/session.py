@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchdeploy.training.config import TrainConfig
-from patchdeploy.training.loop import FitResult, Trainee, fit
+from patchdeploy.training.loop import FitResult, fit
 from patchdeploy.training.records import Recorder, open_recorder
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.workers import SINGLE, Workers
 
 

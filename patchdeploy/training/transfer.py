@@ -18,11 +18,11 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, reestimate_statistics, trained_names
+from patchdeploy.training.accuracy import accuracy, predict
 from patchdeploy.training.compact import compact_forward, make_compact
 from patchdeploy.training.compact_code import part_of
 from patchdeploy.training.config import Scope, TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
-from patchdeploy.training.loop import Trainee, accuracy, predict
 from patchdeploy.training.objective import (
     Forward,
     autocast,
@@ -37,8 +37,10 @@ from patchdeploy.training.preparation import (
     scale_floors,
     split_images,
 )
-from patchdeploy.training.samples import Batch, Samples, Source, normalize, split_batches
+from patchdeploy.training.samples import Batch, Samples, Source
 from patchdeploy.training.session import Session, open_session
+from patchdeploy.training.statistics import draw_statistics_batches
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.workers import SINGLE, Workers
 
 
@@ -188,12 +190,9 @@ class TransferRun:
 
     def _estimate(self, train: Samples) -> None:
         if self.model.config(self.task).statistics == "reestimated":
-            preprocessing = self.model.base.preprocessing
-            batches = split_batches(train.inputs, self.config.batch_size)
-            device = self.model.device
-            reestimate_statistics(
-                self.model, (normalize(b.to(device), preprocessing) for b in batches)
-            )
+            size, seed = self.config.batch_size, self.config.seed
+            batches = draw_statistics_batches(train, size, seed, self.model.device)
+            reestimate_statistics(self.model, batches)
 
     def _choose(
         self, tensors: Mapping[str, Tensor], before: Mapping[str, Tensor] | None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Workers:
         rank: this process, 0 to world - 1; rank 0 writes files and records.
         world: processes in the run.
         ranks_per_task: how many ranks each task has (one number for all, or one a task); None to
-            divide them evenly.
+            divide them evenly. Refused where batches are split instead (`Trainee.coupled`).
     """
 
     rank: int = 0
@@ -47,9 +48,16 @@ class Workers:
             coupled: every source's batch is needed at once, so each rank takes a part of all.
 
         Raises:
-            ConfigError: the ranks cannot be divided among the tasks.
+            ConfigError: the ranks cannot be divided among the tasks, or ``ranks_per_task`` is given
+                where there is nothing to divide.
         """
         count = len(names)
+        if coupled and self.ranks_per_task is not None:
+            raise ConfigError(
+                f"ranks_per_task={list(self.ranks_per_task)} where every rank takes a part of "
+                "every batch; it divides ranks among tasks that train together (train_tasks, "
+                "train_many_patches); leave it out"
+            )
         if self.world == 1 or coupled:
             return tuple(Share(source, self.rank, self.world) for source in range(count))
         if self.ranks_per_task is None and self.world <= count:
@@ -133,9 +141,15 @@ class Workers:
         except RuntimeError as error:
             raise TrainingError(
                 f"rank {self.rank} of {self.world}: another rank has stopped or did not answer "
-                f"({str(error).splitlines()[0][:200]}); all ranks must run to the end; see its own "
+                f"({_first_sentence(error)}); all ranks must run to the end; see its own "
                 "message, then start all ranks again and resume: the last checkpoint is whole"
             ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """Of gloo and NCCL, without the place in their own source that they begin with."""
+    line = str(error).splitlines()[0]
+    return re.sub(r"^\[[^]]*:\d+\] ", "", line).partition(". ")[0][:200]
 
 
 SINGLE = Workers()
@@ -196,7 +210,7 @@ def open_workers(
         dist.init_process_group(chosen, timeout=timedelta(seconds=timeout_seconds))
     except (ValueError, RuntimeError) as error:
         raise TrainingError(
-            f"{world} ranks did not find each other ({str(error).splitlines()[0][:200]}); each "
+            f"{world} ranks did not find each other ({_first_sentence(error)}); each "
             f"must reach MASTER_ADDR:MASTER_PORT; {REMEDY}"
         ) from error
     try:

@@ -55,6 +55,17 @@ def test_a_rank_that_fails_alone_speaks(
     assert said(1, "no such file", monkeypatch)
 
 
+def test_what_a_rank_says_of_itself_no_other_has_said(
+    ranks: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "rank 1 of 2: another rank has stopped"
+    assert said(0, own, monkeypatch)
+    assert said(1, own, monkeypatch)  # without a look at the store, whose keeper may be dead
+    of_it = "rank 1 of 2 has another settings than rank 0"
+    assert said(0, of_it, monkeypatch)
+    assert not said(1, of_it, monkeypatch)
+
+
 def test_ranks_that_were_started_again_do_not_hear_what_was_said_before(
     ranks: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,3 +174,15 @@ def test_both_mixings_take_turns():
         cut += bool(((done == 0) | (done == 255)).all())
     # 40 fair coins: five standard deviations are 5 * sqrt(40) / 2 = 16.
     assert abs(cut - 20) < 16
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e3])
+@pytest.mark.parametrize("mode", ["mixup", "cutmix"])
+def test_the_ends_of_what_mixing_allows_still_draw_shares(mode: str, alpha: float) -> None:
+    config = TrainConfig.from_json({mode: alpha})
+    for seed in range(20):
+        images = ramp(8, 16)
+        done, targets = augment(images, labels(8), config, seed, classes=CLASSES)
+        assert bool(torch.isfinite(done).all())
+        # Two shares that add up to 1, each rounded, and their sum: 3 * 2^-24.
+        np.testing.assert_allclose(targets.sum(1).numpy(), 1.0, atol=3 * 2**-24)

@@ -39,6 +39,25 @@ def test_the_first_signal_is_noted_and_ctrl_c_after_it_interrupts_at_once(number
     assert signal.getsignal(number) is before
 
 
+def test_a_rank_that_ends_with_an_error_is_not_cut_off_by_torchruns_sigterm() -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: calls.append(number))
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with watch_interrupt(ranks=2):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert calls == [signal.SIGTERM]  # a run that has ended well leaves nothing
+        for ranks, heard in ((1, 2), (2, 2)):
+            with pytest.raises(ValueError, match="a rank has died"), watch_interrupt(ranks=ranks):
+                raise ValueError("a rank has died")
+            signal.raise_signal(signal.SIGTERM)
+            assert len(calls) == heard
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_the_handler_from_before_is_there_again(error: type[BaseException] | None) -> None:
     calls: list[int] = []

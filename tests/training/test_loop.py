@@ -26,11 +26,12 @@ from patchdeploy.training import (
     train_patch,
     transfer,
 )
-from patchdeploy.training.loop import EpochRecord, Trainee, fit, keep_signs
+from patchdeploy.training.loop import EpochRecord, fit
 from patchdeploy.training.optimizer import schedule
 from patchdeploy.training.preparation import split_images
 from patchdeploy.training.records import METRICS_FILE, open_recorder
 from patchdeploy.training.samples import Samples, Source, split_batches
+from patchdeploy.training.trainee import Trainee, keep_signs
 from patchdeploy.training.transfer import SingleLoss
 
 SHORT = TrainConfig(epochs=2, batch_size=32, device="cpu")
@@ -567,6 +568,12 @@ def test_metrics_that_cannot_be_written_are_a_storage_error(tmp_path: Path) -> N
         ("learning_rate", float("nan"), "positive"),
         ("learning_rate", float("inf"), "positive"),
         ("label_smoothing", 1.0, "in [0, 1)"),
+        ("mixup", -0.1, "0, or 0.001 to 1000"),
+        ("mixup", 9e-4, "0, or 0.001 to 1000"),
+        ("mixup", 1001.0, "0, or 0.001 to 1000"),
+        ("cutmix", 9e-4, "0, or 0.001 to 1000"),
+        ("cutmix", float("inf"), "0, or 0.001 to 1000"),
+        ("cutmix", float("nan"), "0, or 0.001 to 1000"),
         ("validation_fraction", 0.0, "between 0 and 1"),
         ("augment", "flip", "none, shift, shift_flip or randaugment"),
         ("device", "tpu", "auto, cpu or cuda"),

@@ -18,10 +18,10 @@ from patchdeploy.patch import Patch, PatchConfig, Statistics
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.patched_model.mixed import MixedTaskModel
 from patchdeploy.training import TrainConfig, evaluate, train_patch
-from patchdeploy.training.loop import Trainee
 from patchdeploy.training.mixed import make_trainee, train_many_patches
 from patchdeploy.training.records import METRICS_FILE, Recorder
 from patchdeploy.training.samples import STREAM_STRIDE
+from patchdeploy.training.trainee import Trainee
 
 PX = 16
 PAPER = TrainConfig(epochs=2, batch_size=16, recipe="paper", early_best=False, device="cpu", seed=3)

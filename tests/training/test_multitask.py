@@ -40,6 +40,8 @@ from patchdeploy.training import (
     train_tasks,
 )
 from patchdeploy.training.joint import Member, make_joint
+from patchdeploy.training.multitask import weigh
+from patchdeploy.training.samples import Samples, Source
 
 SHORT = TrainConfig(epochs=2, batch_size=16, device="cpu")
 HEAD_ONLY = PatchConfig(("head",), statistics="batch")
@@ -224,6 +226,27 @@ def test_each_task_has_its_own_loss_batch_size_augmentation_and_resolution(
     plain = run(base, make_tasks(sets, **changes))
     assert ((8, 2), torch.int64, (8,)) in seen["parity"]
     assert result.base.sha256 != plain.base.sha256
+
+
+def test_the_weights_of_tasks_make_every_image_of_a_step_count_alike() -> None:
+    """Also where a batch is larger than its task's set: the images that it has are what counts."""
+    generator = torch.Generator().manual_seed(0)
+
+    def source(name: str, images: int, batch_size: int) -> Source:
+        features = torch.randn(images, 4, generator=generator)
+        samples = Samples(features, torch.arange(images) % 3, None)
+        return Source(name, samples, samples, 3, batch_size)
+
+    sources = weigh([source("few", 10, 64), source("many", 100, 48), source("half", 100, 24)])
+    step = [one.train.inputs[one.indices(0, seed=0)] for one in sources]
+    assert [len(images) for images in step] == [10, 48, 24]
+    summed = sum(one.weight * images.mean(0) for one, images in zip(sources, step, strict=True))
+    everything = torch.cat(step).mean(0) * len(step)
+    # Sums of at most 82 float32 values of at most 4, and three products: 82 * 4 * 2^-24 = 2e-5.
+    torch.testing.assert_close(summed, everything, rtol=0, atol=2e-5)
+    assert sum(one.weight for one in sources) == pytest.approx(3, abs=1e-12)
+    same = weigh([source("a", 90, 32), source("b", 70, 32)])
+    assert [one.weight for one in same] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("names", [("shared", "private"), ("a/b", "a"), ("private/a", "a")])

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, load_packaged
+from patchdeploy.errors import ConfigError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training import TrainConfig, evaluate, train_baseline, train_patch
 from patchdeploy.training import loop as training_loop
-from patchdeploy.training.loop import Trainee, fit
+from patchdeploy.training.loop import fit
 from patchdeploy.training.objective import classification_loss, distillation_loss
 from patchdeploy.training.optimizer import schedule
 from patchdeploy.training.samples import Samples, Source
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.transfer import SingleLoss
 
 SHORT = TrainConfig(epochs=2, batch_size=16, device="cpu")
@@ -104,6 +106,28 @@ def test_no_gradient_reaches_a_teacher() -> None:
     assert teacher.grad is None
     assert student.grad is not None
     assert bool(student.grad.any())
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_a_teacher_of_another_number_of_classes_is_refused_at_the_first_batch(
+    base: Base, weight: float
+) -> None:
+    train, held = digits()
+    config = replace(SHORT, distillation_weight=weight)
+    message = (
+        "the teacher's scores are [16, 7] for 16 images of 10 classes; they must be [16, 10], in "
+        "the order of the classes; give a teacher that was trained on this task"
+    )
+
+    def teacher(images: Tensor) -> Tensor:
+        return torch.zeros(len(images), 7)
+
+    with pytest.raises(ConfigError) as caught:
+        train_patch(base, train, config, validation=held, teacher=teacher, quiet=True)
+    assert str(caught.value) == message
+    with pytest.raises(ConfigError) as caught:
+        train_baseline(base, train, "all", config, validation=held, teacher=teacher, quiet=True)
+    assert str(caught.value) == message
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,10 @@
 """What is prepared before the first step: by how much a network divides the side of its input."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +14,11 @@ from torchvision.models.vgg import make_layers
 
 from patchdeploy.base import Base
 from patchdeploy.data import Preprocessing, load_packaged
-from patchdeploy.errors import ConfigError, NonFiniteLossError
+from patchdeploy.errors import ConfigError, NonFiniteLossError, TrainingError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.training import TrainConfig, train_baseline, train_patch
 from patchdeploy.training.preparation import check_resolutions, measure_stride, refuse_settings
+from patchdeploy.training.samples import name_memory
 
 
 def pooled(pool: nn.Module) -> Base:
@@ -128,16 +133,81 @@ def test_a_seed_that_a_generator_does_not_take_is_refused(seed: int) -> None:
         PatchConfig(head_seed=seed)
 
 
-def test_weights_that_the_last_step_ruins_are_not_kept() -> None:
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_that_the_last_step_ruins_are_not_kept(tmp_path: Path, every: int) -> None:
+    """The loss is looked at before the step, and is finite: one batch, or a save after the first of
+    several."""
     train, _ = load_packaged("optical_digits")
-    few = train.subset(range(30))  # one batch: the loss is looked at before the step, and is finite
+    few = train.subset(range(60 if every else 30))
+    config = TrainConfig(epochs=1, batch_size=32, learning_rate=1e40, save_every_steps=every)
     with pytest.raises(NonFiniteLossError) as caught:
-        train_patch(
-            Base.embedded(), few, TrainConfig(epochs=1, learning_rate=1e40), resolutions=[32],
-            quiet=True,
-        )  # fmt: skip
+        train_patch(Base.embedded(), few, config, resolutions=[32], run_dir=tmp_path, quiet=True)
+    assert not (tmp_path / "32.pt").exists()
     assert re.fullmatch(
         r"optical_digits@32: .* is not finite after epoch 1, step 1; what is trained must "
         r"stay finite; try a tenth of the learning rate",
         str(caught.value),
     )
+
+
+def test_images_that_no_memory_holds_are_named() -> None:
+    """170 times 3 * 10^12 bytes: more than 2^48, all that an address reaches."""
+    train, _ = load_packaged("optical_digits")
+    with pytest.raises(TrainingError) as caught:
+        train_patch(Base.embedded(), train.subset(range(200)), resolutions=[1_000_000], quiet=True)
+    assert isinstance(caught.value.__cause__, MemoryError)
+    before, _, after = str(caught.value).partition(" (")
+    assert before == (
+        "optical_digits: 170 images of 1000000 x 1000000 px need more memory than there is"
+    )
+    assert after.endswith("; all must fit at once; choose a smaller batch_size or resolution")
+
+
+LITTLE_MEMORY = """
+import resource
+import torch
+import torch._dynamo
+from patchdeploy.base import Base
+from patchdeploy.data import load_packaged
+from patchdeploy.errors import TrainingError
+from patchdeploy.training import TrainConfig, train_patch
+
+torch.set_num_threads(1)
+base, images = Base.embedded(), load_packaged("optical_digits")[0].subset(range(200))
+config = TrainConfig(epochs=1, batch_size=128, device="cpu")
+with open("/proc/self/statm") as file:
+    used_bytes = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used_bytes + 2**28, -1))
+train_patch(base, images, config, resolutions=(32,), quiet=True)
+try:
+    train_patch(base, images, config, resolutions=(256,), quiet=True)
+except TrainingError as error:
+    print(type(error.__cause__).__name__, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much memory it has")
+def test_a_step_that_runs_out_of_memory_names_its_batches() -> None:
+    """A process that may have 256 MiB more: 32 px fit, at 256 px torch itself is refused."""
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(
+        "RuntimeError optical_digits@256: batches of 128 images of 256 x 256 px need more memory "
+        "than there is ("
+    )
+    assert done.stdout.endswith(
+        "); all must fit at once; choose a smaller batch_size or resolution\n"
+    )
+
+
+def test_an_error_that_is_not_of_memory_passes_as_it_is() -> None:
+    expected = pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied")
+    with expected as caught, name_memory("anything"):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert type(caught.value) is RuntimeError

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from patchdeploy.base import Base
 from patchdeploy.data import OverlapWarning, load_packaged
 from patchdeploy.errors import (
+    BaseError,
+    CheckpointError,
     ConfigError,
     DataError,
     FileFormatError,
@@ -249,7 +252,7 @@ def test_a_finished_run_resumes_to_the_same_summary_without_training(
         ({"resolutions": (8,)}, ConfigError),
         ({"tasks": (TaskConfig("x", "nowhere"),)}, DataError),
         ({"patch": PatchConfig(("head",), include=("nothing*",))}, PatchdeployError),
-        ({"workers": WorkersConfig((2,))}, ConfigError),
+        ({"workers": WorkersConfig((1,))}, ConfigError),
         ({"training": replace(SHORT, learning_rate=3e38)}, TrainingError),
     ],
 )
@@ -275,6 +278,60 @@ def test_ranks_that_nobody_started_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("base", "error", "remedy"),
+    [
+        ("embeded", ConfigError, "; did you mean 'embedded'?"),
+        ("torchvison:mobilenet_v2", ConfigError, "; did you mean 'torchvision'?"),
+        ("torchvision:mobilnet_v2", BaseError, "; did you mean 'mobilenet_v2'?"),
+        ("torchvision:alexnet@IMAGENET1K_V2", BaseError, "; did you mean 'IMAGENET1K_V1'?"),
+        ("checkpoint:mobilenet:x.pt", BaseError, "; did you mean 'mobilenet_v2'?"),
+        ("detector:ssd300_vgg", BaseError, "; did you mean 'ssd300_vgg16'?"),
+        ("zzz", ConfigError, "; correct it"),
+    ],
+)
+def test_a_base_that_is_misspelt_names_the_nearest(
+    tmp_path: Path,
+    images: dict[str, TaskConfig],
+    base: str,
+    error: type[PatchdeployError],
+    remedy: str,
+) -> None:
+    with pytest.raises(error) as caught:
+        run_training(make_config(tmp_path / "run", "transfer", images["digits"], base=base))
+    assert str(caught.value).endswith(remedy)
+
+
+def test_a_packaged_set_that_is_misspelt_names_the_nearest(tmp_path: Path) -> None:
+    task = TaskConfig("digits", "packaged:optical_digit:train")
+    with pytest.raises(DataError) as caught:
+        run_training(make_config(tmp_path / "run", "transfer", task))
+    assert str(caught.value) == (
+        "unknown packaged set 'optical_digit'; there are digits, faces, fashion, optical_digits, "
+        "surfaces; did you mean 'optical_digits'?"
+    )
+
+
+def test_a_checkpoint_of_the_same_network_with_another_head_is_a_base_too(tmp_path: Path) -> None:
+    """From TOML the file says how many classes; from Python the message does."""
+    module = torchvision.models.mobilenet_v2(num_classes=7)
+    file = tmp_path / "seven.pt"
+    torch.save(module.state_dict(), file)
+    base = open_base(f"checkpoint:mobilenet_v2:{file}")
+    for key, value in module.state_dict().items():
+        assert torch.equal(base.module.state_dict()[key], value)
+    other = torchvision.models.mobilenet_v2()
+    with pytest.raises(CheckpointError) as caught:
+        Base.from_checkpoint(file, other, base.preprocessing)
+    assert str(caught.value) == (
+        f"checkpoint {file} does not fit the network: classifier.1.weight is [7, 1280], not "
+        "[1000, 1280]; classifier.1.bias is [7], not [1000]; layer classifier.1 has 7 rows in the "
+        "checkpoint; build the network with as many classes (each patch brings a head of its own)"
+    )
+    with pytest.raises(CheckpointError, match=r"; use the checkpoint of this architecture$"):
+        open_base(f"checkpoint:mobilenet_v3_small:{file}")
+
+
 def test_test_images_of_other_classes_are_refused(images: dict[str, TaskConfig]) -> None:
     task = replace(images["digits"], test=images["garments"].test)
     with pytest.raises(DataError) as caught:
@@ -289,8 +346,11 @@ def test_training_images_among_the_test_images_are_named(images: dict[str, TaskC
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_task(images["digits"], LoaderConfig())  # none in both: no warning
+    digits = images["digits"]
     with pytest.warns(OverlapWarning, match="30 of 30 test images"):
-        open_task(replace(images["digits"], test=images["digits"].images), LoaderConfig())
+        open_task(replace(digits, test=digits.images), LoaderConfig())
+    with pytest.warns(OverlapWarning, match="30 of 30 validation images of .* are training images"):
+        open_task(replace(digits, validation=digits.images), LoaderConfig())
 
 
 def test_a_broken_image_is_skipped_and_counted_if_asked(

@@ -43,7 +43,7 @@ def test_every_setting_reaches_its_place(tmp_path: Path) -> None:
         "[training]\nepochs = 3\nlearning_rate = 1\n"
         '[patch]\nkinds = ["head"]\n'
         '[loader]\nworkers = 2\ncache = "kept"\n'
-        "[workers]\nranks_per_task = [2, 1]\n"
+        "[workers]\ntimeout_seconds = 90\n"
         '[[task]]\nname = "one"\nimages = "photos/one"\ntest = "photos/other"\n'
     )
     config = load_run_config(path)
@@ -54,7 +54,7 @@ def test_every_setting_reaches_its_place(tmp_path: Path) -> None:
     assert config.patch.kinds == ("head",)
     assert config.loader.to_load().workers == 2
     assert config.loader.to_load().cache == Path("kept")
-    assert config.workers.ranks_per_task == (2, 1)
+    assert config.workers.timeout_seconds == 90.0
     assert config.tasks == (TaskConfig("one", "photos/one", test="photos/other"),)
 
 
@@ -73,6 +73,13 @@ def test_a_task_may_have_its_own_augmentation_and_smoothing() -> None:
     assert config.tasks[0].training(config.training) is None
     expected = replace(config.training, augment="shift", label_smoothing=0.1)
     assert config.tasks[1].training(config.training) == expected
+
+
+@pytest.mark.parametrize("method", ["tasks", "many"])
+def test_ranks_are_divided_among_tasks_that_train_together(method: str) -> None:
+    two = [TASK, {**TASK, "name": "more"}]
+    config = parse(method=method, task=two, workers={"ranks_per_task": [2, 1]})
+    assert config.workers.ranks_per_task == (2, 1)
 
 
 TOP = (
@@ -105,6 +112,11 @@ TOP = (
             {"workers": {"ranks_per_task": []}},
             "run.toml, [workers]: ranks_per_task = []; it must be one or more whole numbers of at "
             "least 1; correct it",
+        ),
+        (
+            {"workers": {"ranks_per_task": [2]}},
+            "run.toml, [workers]: ranks_per_task = [2]; in method 'transfer' every rank takes a "
+            "part of every batch; it belongs to tasks, many; remove it",
         ),
         (
             {"workers": {"timeout_seconds": 0}},

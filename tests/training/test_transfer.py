@@ -1,11 +1,10 @@
 """Training on real images: it learns, repeats and resumes to the bit, and says what failed."""
 
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from patchdeploy.base import Base
-from patchdeploy.data import ImageDataset, load_packaged
-from patchdeploy.errors import CheckpointError, ConfigError, DataError, TrainingError
+from patchdeploy.data import ImageDataset, load_image_folder, load_packaged
+from patchdeploy.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteLossError,
+    TrainingError,
+)
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, random_head
 from patchdeploy.training import TrainConfig, evaluate, train_baseline, train_patch
-from patchdeploy.training.loop import EpochRecord, Trainee, fit
-from patchdeploy.training.samples import Samples, Source
+from patchdeploy.training.loop import EpochRecord, fit
+from patchdeploy.training.preparation import split_images
+from patchdeploy.training.samples import PASS_STRIDE, Samples, Source
+from patchdeploy.training.trainee import Trainee
 from patchdeploy.training.transfer import SingleLoss
 
 SHORT = TrainConfig(epochs=2, batch_size=32, seed=3, device="cpu")
@@ -158,12 +166,23 @@ def test_the_best_epoch_is_kept_and_each_epoch_is_a_json_line(
 
 RUN = """
 import sys
+import time
 from pathlib import Path
 import torch
 from patchdeploy.base import Base
 from patchdeploy.data import load_packaged
 from patchdeploy.training import TrainConfig, train_patch
+from patchdeploy.training import loop
 torch.set_num_threads(1)
+if sys.argv[2] == "wait":
+    apply, steps = loop._Run._apply_gradients, []
+    def wait(run):
+        steps.append(run.position.step)
+        if len(steps) == 6:
+            print("waiting", flush=True)
+            time.sleep(600)
+        apply(run)
+    loop._Run._apply_gradients = wait
 train = load_packaged("optical_digits")[0].subset(range(0, 1196, 8))
 config = TrainConfig(epochs=3, batch_size=32, augment="shift", device="cpu", share_head=False)
 folder = Path(sys.argv[1])
@@ -173,21 +192,24 @@ patch.save_pretrained(folder / "patch")
 """
 
 
-def test_a_run_killed_between_epochs_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", RUN, str(folder)], stderr=subprocess.PIPE)
+def test_a_run_that_is_killed_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """In the second epoch of three, where it waits for the kill: an epoch has 4 steps."""
 
-    killed = start(tmp_path / "killed")
-    checkpoint = tmp_path / "killed" / "run" / "32.pt"  # there after the first epoch
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", RUN, str(folder), *options]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    killed = start(tmp_path / "killed", "wait")
+    assert killed.stdout is not None
+    told = killed.stdout.readline()  # nothing, where it has ended
+    killed.kill()
+    _, errors = killed.communicate()
+    assert (told, killed.returncode) == (b"waiting\n", -signal.SIGKILL), errors.decode()
     assert not (tmp_path / "killed" / "patch").exists()
-    assert torch.load(checkpoint, weights_only=True)["position"]["epoch"] < 3
+    checkpoint = torch.load(tmp_path / "killed" / "run" / "32.pt", weights_only=True)
+    assert (checkpoint["position"]["epoch"], checkpoint["position"]["step"]) == (1, 0)
     for name in ("killed", "whole"):
-        run = start(tmp_path / name)
+        run = start(tmp_path / name, "run")
         _, errors = run.communicate(timeout=240)
         assert run.returncode == 0, errors.decode()
     patches = [Patch.from_pretrained(tmp_path / name / "patch") for name in ("killed", "whole")]
@@ -264,6 +286,32 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(
     assert message.startswith("optical_digits@32: the loss is ")
     assert "at epoch 1, step " in message
     assert message.endswith("it must stay finite; try a tenth of the learning rate")
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_a_loss_that_is_not_finite_names_the_images_as_the_user_knows_them(
+    base: Base, tmp_path: Path, files: bool
+) -> None:
+    """Their files, or their positions in the set that was given, of which a part is held out."""
+    given, _ = load_packaged("surfaces")
+    given = given.subset(range(0, len(given), 15))
+    if files:
+        for k, label in enumerate(given.labels):
+            folder = tmp_path / given.classes[label]
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(np.asarray(given.images[k])).save(folder / f"{k}.png")
+        given = load_image_folder(tmp_path)
+    with pytest.raises(NonFiniteLossError) as caught:
+        train_patch(base, given, replace(SHORT, learning_rate=3e38), resolutions=(32,), quiet=True)
+    found = re.search(r"step (\d+) \(images (.*), \.\.\.\)", str(caught.value))
+    assert found is not None
+    kept, held = split_images(given, None, SHORT)
+    assert len(held) > 0
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(3 * PASS_STRIDE))
+    first = (int(found[1]) - 1) * SHORT.batch_size
+    for name, index in zip(found[2].split(", "), order[first : first + 5].tolist(), strict=True):
+        image = np.asarray(Image.open(name)) if files else given.images[int(name)]
+        np.testing.assert_array_equal(image, kept.images[index])
 
 
 def test_a_set_of_one_class_or_none_and_a_patch_of_nothing_are_refused(

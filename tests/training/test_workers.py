@@ -306,6 +306,16 @@ def test_ranks_that_tasks_cannot_divide_are_refused(
     )
 
 
+@pytest.mark.parametrize("world", [1, 4])
+def test_ranks_for_each_task_are_refused_where_ranks_split_every_batch(world: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Workers(0, world, (2,)).shares(NAMES, coupled=True)
+    assert str(caught.value) == (
+        "ranks_per_task=[2] where every rank takes a part of every batch; it divides ranks among "
+        "tasks that train together (train_tasks, train_many_patches); leave it out"
+    )
+
+
 @given(
     per_task=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     divide=st.sampled_from(["evenly", "given", "fewer", "coupled"]),

@@ -1,0 +1,135 @@
+"""What a run trains: a `Trainee`, and what must hold of one.
+
+In: a method's batches, tensors and losses. Out: the one form that `training.loop` trains, checked
+before the first step, and its fingerprint, which ties a checkpoint to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from patchdeploy.errors import ConfigError, DataError
+from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.samples import Batch, Source
+from patchdeploy.training.workers import Workers
+
+
+def _nothing(epoch: int) -> None:
+    """Nothing to prepare."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a run trains.
+
+    Attributes:
+        name: of the run.
+        sources: where batches come from, one a task or resolution.
+        groups: tensors that gradients reach, by the scope that says which learning rate suits them.
+        state: every tensor that training may change (statistics too), by a name of its own; what is
+            kept.
+        floors: bounds that hold after each step, so that no scale changes its sign: a value stays
+            at or above a bound that is positive or 0, at or below one that is negative.
+        losses: the step's batches -> mean losses by source, in one mapping or several; the loop
+            calls backward on each mapping before it asks for the next, so that only one forward
+            pass is held.
+        predict: (source, inputs) -> scores, for validation.
+        coupled: ``losses`` needs the batches of all sources at once; ranks then split images.
+        prepare: called before each epoch's first step and before each validation; what it
+            makes and training needs must be in ``state``.
+        owners: the source that a state tensor belongs to. If each has one, every source keeps its
+            own best epoch; else all keep the epoch with the best mean.
+        context: what else a checkpoint must agree on: base, patch settings, images.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    groups: Mapping[Scope, Mapping[str, Tensor]]
+    state: Mapping[str, Tensor]
+    floors: Mapping[str, Tensor]
+    losses: Callable[[Sequence[Batch]], Iterable[Mapping[int, Tensor]]]
+    predict: Callable[[int, Tensor], Tensor]
+    coupled: bool = False
+    prepare: Callable[[int], None] = _nothing
+    owners: Mapping[str, int] = field(default_factory=dict)
+    context: str = ""
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """What gradients reach, of all groups."""
+        return {key: value for group in self.groups.values() for key, value in group.items()}
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch: as many images in all as one pass over every source."""
+        images = sum(len(one.train) for one in self.sources)
+        return max(1, round(images / sum(one.images_per_step for one in self.sources)))
+
+
+def describe_memory(trainee: Trainee) -> str:
+    """What takes the memory: ``digits@32: batches of 128 images of 32 x 32 px``."""
+    parts = []
+    for one in trainee.sources:
+        shape = one.train.inputs.shape[1:]
+        what = f"images of {shape[0]} x {shape[1]} px" if len(shape) == 3 else "features"
+        parts.append(f"{one.name}: batches of {one.batch_size} {what}")
+    return "; ".join(parts)
+
+
+def check_sources(trainee: Trainee, workers: Workers) -> None:
+    """There are images to train and to validate on, and enough of them in a batch for its ranks.
+
+    Raises:
+        DataError: no image in a set.
+        ConfigError: more ranks than a batch has pairs of images, or than tasks allow.
+    """
+    for source in trainee.sources:
+        for part, samples in (("train on", source.train), ("validate on", source.validation)):
+            if len(samples) == 0:
+                raise DataError(
+                    f"{source.name}: no image to {part}; at least 1 is needed to choose the best "
+                    "epoch by; add images (2 of a class are split between both)"
+                )
+    names = [one.name for one in trainee.sources]
+    shares = workers.shares(names, trainee.coupled)
+    for share in shares:
+        source = trainee.sources[share.source]
+        images = min(source.batch_size, len(source.train))
+        if share.parts > max(1, images // 2):
+            raise ConfigError(
+                f"{source.name}: {share.parts} ranks share batches of {images} images; each rank "
+                "takes at least 2 images of a whole batch; start fewer ranks or raise batch_size"
+            )
+
+
+@torch.no_grad()
+def keep_signs(state: Mapping[str, Tensor], floors: Mapping[str, Tensor]) -> None:
+    """Move what passed its floor back to it, in place; see `Trainee.floors`."""
+    for key, floor in floors.items():
+        value = state[key]
+        value.copy_(torch.where(floor < 0, value.minimum(floor), value.maximum(floor)))
+
+
+def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
+    """What must be equal for a checkpoint to fit: settings, context, and names and shapes of the
+    tensors. The number of ranks is not among it."""
+    shapes = {key: list(value.shape) for key, value in trainee.state.items()}
+    sources = [[one.name, one.batch_size, one.weight, one.stream] for one in trainee.sources]
+    settings = json.dumps(
+        [
+            config.to_json(),
+            trainee.name,
+            sources,
+            trainee.context,
+            sorted(trainee.trained),
+            shapes,
+        ],
+        sort_keys=True,
+    )
+    return hashlib.sha256(settings.encode()).hexdigest()
