@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Mapping
 
 from cells import Cell, Record, by_place, run_cells
-from notes import DETECTOR_SWEEP, LONGER, PROBES, SHUFFLED, detector_row
+from notes import DETECTOR_SWEEP, LONGER, PROBES, detector_row
 from transfer_cell import measure_transfer
-from transfer_tables import table3_detector_cells, table6_cells
+from transfer_tables import table3_detector_cells
 
 
 def list_cells(seeds: int) -> list[Cell]:
@@ -27,9 +27,6 @@ def list_cells(seeds: int) -> list[Cell]:
         found += [_changed(cell, detector_row(cell.row, rate), rate=rate) for rate in rates]
         if (cell.row, cell.column) == ("all weights", "surfaces"):
             found.append(_changed(cell, LONGER, epochs=18, rate=1e-3))
-    for cell in table6_cells(False, seeds):
-        if cell.row == "+ statistics of the new images":
-            found.append(_changed(cell, SHUFFLED, shuffled=True))
     return found
 
 

@@ -24,15 +24,11 @@ ALL = "all"
 
 def measure_transfer(settings: Mapping[str, Any], seed: int) -> Record:
     """Settings: network, dataset, images (to train on), tests (at most), px, epochs, batch, kinds
-    (a list, or "all"), statistics, rate (or None), augment; shuffled: training images in an
-    order of their own (packaged sets may lie class by class, and re-estimated statistics are
-    means over batches in the given order).
+    (a list, or "all"), statistics, rate (or None), augment.
     """
     base = open_network(settings["network"], seed, settings["px"])
     train, test = load_packaged(settings["dataset"])
     train, test = draw(train, settings["images"], seed), draw(test, settings["tests"], 0)
-    if settings.get("shuffled"):
-        train = train.subset(np.random.default_rng(seed).permutation(len(train)))
     config = TrainConfig(
         epochs=settings["epochs"],
         batch_size=settings["batch"],

@@ -1,18 +1,22 @@
-"""Statistics measured again change nothing else, and see all classes in each batch."""
+"""Statistics measured again change nothing else, and see random parts of the training images."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from own_statistics import BATCH, mixed_batches, with_own_statistics
+from own_statistics import BATCH, with_own_statistics
+from shared_tables import OWN_SIDES, measure_sides, table5_cells
 from transfer_cell import draw
 
 from patchdeploy.base import Base
-from patchdeploy.base.statistics import measure_statistics
+from patchdeploy.base.layers import NORMS
 from patchdeploy.data import load_packaged, normalize_batch
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patched_model import PatchedModel
+from patchdeploy.training.preparation import make_samples
+from patchdeploy.training.statistics import draw_statistics_batches
 
 PX = 32
 
@@ -38,22 +42,29 @@ def patch(base, images):
     return replace(made, variants={PX: variants})
 
 
-def test_each_batch_spans_the_set_and_all_images_are_seen_once(base, images):
-    batches = list(mixed_batches(base, images, PX))
-    assert [len(one) for one in batches] == [50, 50, 50, 50]
-    assert max(len(one) for one in batches) <= BATCH
-    expected = normalize_batch(images.at(PX, base.preprocessing), base.preprocessing)
-    assert np.array_equal(batches[1].numpy(), expected[1::4])
-    for first in range(4):
-        assert len(set(images.labels[first::4])) == len(images.classes)
+@torch.no_grad()
+def measured_by_torch(base, images, seed):
+    """The base's module with torch's own cumulative statistics of the batches that ``seed`` draws:
+    momentum None, the mean over batches of each one's mean and unbiased variance."""
+    module = copy.deepcopy(base.module).eval()
+    for norm in (one for one in module.modules() if isinstance(one, NORMS)):
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    device = torch.device("cpu")
+    for batch in draw_statistics_batches(
+        make_samples(images, PX, base, device), BATCH, seed, device
+    ):
+        module(batch)
+    return module.eval()
 
 
 def test_the_network_answers_as_the_base_with_measured_statistics_and_the_patchs_head(
     base, images, patch
 ):
-    model = with_own_statistics(base, patch, images, PX)
+    model = with_own_statistics(base, patch, images, PX, seed=5)
     pixels = images.at(PX, base.preprocessing)
-    module = measure_statistics(base.module, base.preprocessing, pixels)
+    module = measured_by_torch(base, images, 5)
     features = torch.from_numpy(normalize_batch(pixels[:20], base.preprocessing))
     head = module.get_submodule(base.head_name)
     seen = []
@@ -70,14 +81,27 @@ def test_the_network_answers_as_the_base_with_measured_statistics_and_the_patchs
         plain = PatchedModel(base)
         plain.load_patch(patch)
         before = plain(features)
+        other = with_own_statistics(base, patch, images, PX, seed=6)(features)
     # The same float32 operations, the last product summed in another order: about a thousand
     # terms, each rounded at 6e-8 of values below 10.
     assert torch.allclose(got, expected, rtol=1e-4, atol=1e-3)
     assert (got - before).abs().max() > 0.1
+    assert not torch.allclose(other, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_the_base_is_left_as_it_was(base, images, patch):
     before = {key: value.clone() for key, value in base.module.state_dict().items()}
-    with_own_statistics(base, patch, images, PX)
+    with_own_statistics(base, patch, images, PX, seed=0)
     after = base.module.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_own_statistics_of_a_resolution_are_measured_over_the_weights_of_all_shared():
+    """Rows of Table 5 in its quick form: what is trained is the same to the bit."""
+    cells = {cell.row: cell for cell in table5_cells(True, 1)}
+    shared, own = (measure_sides(cells[row].settings, 0) for row in ("all shared", OWN_SIDES))
+    assert own["top1_shared_statistics"] == shared["top1"]
+    assert own["parameters"] == shared["parameters"]
+    assert own["top1"].keys() == shared["top1"].keys() == {"48 px", "32 px"}
+    assert own["top1"] != shared["top1"]
+    assert "top1_shared_statistics" not in shared
