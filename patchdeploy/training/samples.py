@@ -231,12 +231,6 @@ def count_batches(count: int, batch_size: int) -> int:
     return batches - 1 if batches > 1 and alone else max(1, batches)
 
 
-def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """``order`` in `count_batches` batches."""
-    steps = count_batches(len(order), batch_size)
-    return [_batch_of(order, batch_size, steps, k) for k in range(steps)]
-
-
 def _batch_of(order: Tensor, batch_size: int, steps: int, k: int) -> Tensor:
     """Batch ``k`` of ``steps``; the last one takes all that is left."""
     start = k * batch_size

@@ -30,7 +30,7 @@ from patchdeploy.training.loop import EpochRecord, fit
 from patchdeploy.training.optimizer import schedule
 from patchdeploy.training.preparation import split_images
 from patchdeploy.training.records import METRICS_FILE, open_recorder
-from patchdeploy.training.samples import Samples, Source, split_batches
+from patchdeploy.training.samples import Samples, Source
 from patchdeploy.training.trainee import Trainee, keep_signs
 from patchdeploy.training.transfer import SingleLoss
 
@@ -291,10 +291,11 @@ def test_signs_are_kept_on_either_side_of_zero() -> None:
     ("count", "expected"), [(64, [32, 32]), (65, [32, 33]), (66, [32, 32, 2]), (1, [1]), (33, [33])]
 )
 def test_no_batch_of_one_image_is_left_over(count: int, expected: list[int]) -> None:
-    order = torch.arange(count)
-    batches = split_batches(order, 32)
+    samples = Samples(torch.zeros(count, 4), torch.zeros(count, dtype=torch.int64), None)
+    source = Source("one", samples, samples, classes=2, batch_size=32)
+    batches = [source.indices(step, seed=0) for step in range(source.steps)]
     assert [len(batch) for batch in batches] == expected
-    assert torch.equal(torch.cat(batches), order)
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(count))
 
 
 def test_batch_statistics_train_where_one_image_would_be_left_over() -> None:
