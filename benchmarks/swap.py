@@ -10,6 +10,7 @@ holds K = 1, 10, 100 tasks.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -284,6 +285,7 @@ def goals_of(name: str, runtime: str, found: dict[str, Any]) -> list[Goal]:
 def main() -> None:
     """Measure, print, plot."""
     arguments = parse_arguments(__doc__ or "")
+    logging.getLogger("patchdeploy.patchfile").setLevel(logging.ERROR)  # its patches are unsigned
     tasks = (1, 5) if arguments.quick else (1, 10, 100)
     document: dict[str, Any] = {}
     goals: list[Goal] = []
