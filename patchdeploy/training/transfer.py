@@ -266,7 +266,9 @@ def cache_features(
         for part in samples:
             features.clear()
             predict(model, part, model.device)
-            cached.append(replace(part, inputs=torch.cat(features), preprocessing=None))
+            inputs = torch.cat(features)  # on the model's device, where images may not fit
+            labels = part.labels.to(inputs.device)
+            cached.append(replace(part, inputs=inputs, labels=labels, preprocessing=None))
     finally:
         handle.remove()
     weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
