@@ -7,8 +7,10 @@ cores are busy; results are the same.
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,3 +26,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # pytest runs in importlib mode, which adds no folder of its own.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, whatever OMP_NUM_THREADS says: batches as small as a test's lose more to
+    waiting for a second one than they gain by it."""
+    import torch  # the bare environments have none
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """What a network is made of: readers of convolutions, signs, the last layer, content."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,7 @@ from patchdeploy.errors import BaseError
 from patchdeploy.patch import PatchConfig, find_sites
 
 SMALL = Preprocessing(input_size=16)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """A task's tensors in place of the base's: statistics, explicit scales, threads, failures."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,14 +19,7 @@ from patchdeploy.patched_model import (
 
 EVERYTHING = PatchConfig(("scale_bias", "depthwise", "head"))
 CLASSES = ("a", "b", "c")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Mixed-task batches: scores and gradients are those of task by task, and reach no other task."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,7 @@ from patchdeploy.patched_model.rows import plan_rows
 EVERYTHING = PatchConfig(("scale_bias", "depthwise", "head"))
 CLASSES = {"fruit": ("a", "b", "c"), "coins": ("d", "e"), "birds": tuple("fghij")}
 SIDE = 16
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

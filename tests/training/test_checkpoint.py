@@ -1,7 +1,6 @@
 """A run's state on disk: the same bits back, never half of them, and only for its own run."""
 
 import resource
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from patchdeploy.errors import CheckpointError, StorageError
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.training import TrainConfig, records, train_patch
+from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.training import loop as training_loop
 from patchdeploy.training.checkpoint import (
     Position,
@@ -26,14 +25,7 @@ from patchdeploy.training.checkpoint import (
     snapshot,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(records, "write_curves", lambda folder: None)  # slower than these runs
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 def make_state(seed: int = 0, values: int = 7) -> RunState:

@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -50,14 +49,7 @@ ROUNDED = TrainConfig(
     epochs=6, batch_size=16, learning_rate=0.05, device="cpu", rounding_step=0.125
 )
 KEPT = {"0.patch_scale", "0.patch_bias", "2.weight", "2.bias"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

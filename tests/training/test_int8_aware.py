@@ -1,6 +1,5 @@
 """Training through the int8 base: what is validated is what is exported, and what is refused."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,7 @@ THROUGH = TrainConfig(
     epochs=4, batch_size=8, learning_rate=0.1, seed=1, device="cpu", through_int8=True
 )
 RETUNE = replace(THROUGH, epochs=2, learning_rate=2e-3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def block(inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

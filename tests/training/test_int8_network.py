@@ -40,14 +40,7 @@ from patchdeploy.training.samples import normalize
 
 CPU = torch.device("cpu")
 PX = 18
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def explicit_patch(graph, seed=1):

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,11 @@ import torch
 from joint_cases import assert_equal, digits, metric_lines, patch_arrays, small_base
 
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.training import TrainConfig, records, train_patch
+from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.training import loop as training_loop
 from patchdeploy.training.interrupt import watch_interrupt
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(records, "write_curves", lambda folder: None)  # slower than these runs
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

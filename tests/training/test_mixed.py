@@ -1,7 +1,6 @@
 """Many patches in one run: the same as one after another, each with its own best epoch."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,7 @@ from patchdeploy.training.trainee import Trainee
 PX = 16
 PAPER = TrainConfig(epochs=2, batch_size=16, recipe="paper", early_best=False, device="cpu", seed=3)
 GROUPS = {"low": (0, 1, 2), "high": (5, 7), "odd": (1, 3, 9)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Several tasks over weights that they share: what each reaches, what each owns, what comes out."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from patchdeploy.training import (
     TaskImages,
     TrainConfig,
     evaluate,
-    records,
     train_tasks,
 )
 from patchdeploy.training.joint import Member, make_joint
@@ -46,15 +44,7 @@ from patchdeploy.training.samples import Samples, Source
 SHORT = TrainConfig(epochs=2, batch_size=16, device="cpu")
 HEAD_ONLY = PatchConfig(("head",), statistics="batch")
 BATCH = PatchConfig(statistics="batch")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(records, "write_curves", lambda folder: None)  # slower than these runs
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """One network at several resolutions: what is private, what teaches, what comes out."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from patchdeploy.training import (
     ResolutionsResult,
     TrainConfig,
     evaluate,
-    records,
     train_resolutions,
 )
 from patchdeploy.training import loop as training_loop
@@ -43,15 +41,7 @@ from patchdeploy.training.resolutions import teach_by_ensemble
 SHORT = TrainConfig(epochs=2, batch_size=16, device="cpu")
 SIZES = (12, PX, 24)
 HEAD = ("11.weight", "11.bias")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(records, "write_curves", lambda folder: None)  # slower than these runs
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_curves")
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskConfig]:
     }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_config(out: Path, method: str, *tasks: TaskConfig, **changes: object) -> RunConfig:

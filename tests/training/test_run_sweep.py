@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from joint_cases import digits, odd_or_even, small_base
 
 from patchdeploy.errors import ConfigError, TrainingError
@@ -21,11 +20,7 @@ from patchdeploy.training.workers import SINGLE, Workers
 
 RATES = (1e-5, 0.02, 3e38)
 SHORT = TrainConfig(epochs=2, batch_size=16, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_job(folder: Path, *, resume: bool = False, workers: Workers = SINGLE) -> Job:

@@ -1,7 +1,7 @@
 """Statistics are those of the whole set, in whatever order it lies."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,7 @@ PX, BATCH, A_CLASS = 16, 32, 96
 MEASURED = PatchConfig(("statistics", "head"), statistics="reestimated")
 CPU = torch.device("cpu")
 Train = Callable[[Base, ImageDataset, ImageDataset, int], Patch]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """A sweep over learning rates: finds the best on validation, goes on where it stopped."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from patchdeploy.base import Base
 from patchdeploy.data import load_packaged
@@ -16,14 +14,7 @@ from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.training.sweep import SWEEP_FILE, RateResult, SweepResult, sweep_rates
 
 CONFIG = TrainConfig(epochs=2, batch_size=32, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_sweep_over_real_runs_finds_that_a_rate_can_be_too_small_and_too_large() -> None:

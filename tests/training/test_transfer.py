@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,13 +47,7 @@ def digits() -> tuple[ImageDataset, ImageDataset]:
     return train.subset(range(0, 1196, 4)), test.subset(range(0, 598, 3))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Batches this small lose more to waiting for a second thread than they gain by it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kind_of(key: str, dimensions: int, base: Base) -> str:
