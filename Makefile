@@ -56,6 +56,7 @@ paper: $(VENV)/.dev
 	test -e out/paper/detector || $(BIN)/python benchmarks/paper/train_detector.py
 	$(BIN)/python benchmarks/paper/run.py all
 	$(BIN)/python benchmarks/paper/probes.py
+	$(BIN)/python benchmarks/paper/statistics_probe.py
 	$(BIN)/python benchmarks/paper/collect.py
 
 $(BIN)/uv:

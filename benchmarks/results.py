@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,16 @@ class Goal:
         return f"missed by {100 * (self.value / self.limit - 1):.1f}%"
 
 
-def parse_arguments(description: str, *, default_rounds: int = 60) -> argparse.Namespace:
-    """The options that every benchmark has: --out, --quick, --wheel, --subject, --rounds."""
+def parse_arguments(
+    description: str,
+    *,
+    default_rounds: int = 60,
+    own: Callable[[argparse.ArgumentParser], object] | None = None,
+) -> argparse.Namespace:
+    """The options that every benchmark has: --out, --quick, --wheel, --subject, --rounds.
+
+    ``own`` adds those that one benchmark has beside them.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,6 +76,8 @@ def parse_arguments(description: str, *, default_rounds: int = 60) -> argparse.N
         help="network to measure (repeat for several; both by default)",
     )
     parser.add_argument("--rounds", type=int, default=default_rounds, help="timing rounds")
+    if own is not None:
+        own(parser)
     arguments = parser.parse_args()
     arguments.subject = arguments.subject or ["mobilenet_v2", "embedded"]
     if arguments.quick:

@@ -9,6 +9,7 @@ them. ``--peak`` is for the benchmark itself: one candidate in a process of its 
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -83,16 +84,32 @@ class CapturedError(Exception):
         self.trainee = trainee
 
 
-def choose_setting(subject: str, device: str, quick: bool) -> Setting:
-    """Sizes that a CPU finishes in minutes, and the goal's on a GPU."""
+def choose_setting(subject: str, device: str, quick: bool, images: int | None = None) -> Setting:
+    """Sizes that a CPU finishes in minutes, and the goal's on a GPU; ``images`` in a step."""
     if device == "cuda":
-        return Setting(subject, GOAL_PX, 256, device)
+        return Setting(subject, GOAL_PX, images or 256, device)
     if quick:
-        return Setting(subject, 64, 2 * TASKS, device)
+        return Setting(subject, 64, images or 2 * TASKS, device)
     return (
-        Setting(subject, 64, 128, device)
+        Setting(subject, 64, images or 128, device)
         if subject == "embedded"
-        else Setting(subject, 96, 64, device)
+        else Setting(subject, 96, images or 64, device)
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--images, which 16 tasks can share evenly."""
+
+    def shared(text: str) -> int:
+        count = int(text)
+        if count < TASKS or count % TASKS:
+            raise argparse.ArgumentTypeError(
+                f"{count} images; {TASKS} tasks share a step evenly; give a multiple of {TASKS}"
+            )
+        return count
+
+    parser.add_argument(
+        "--images", type=shared, help=f"in a step, a multiple of {TASKS} (each resolution: as many)"
     )
 
 
@@ -358,14 +375,14 @@ def main() -> None:
     if sys.argv[1:2] == ["--peak"]:
         print_peak(sys.argv[2], Setting(**json.loads(sys.argv[3])))
         return
-    arguments = parse_arguments(__doc__ or "", default_rounds=15)
+    arguments = parse_arguments(__doc__ or "", default_rounds=15, own=add_options)
     torch.set_num_threads(1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     document: dict[str, Any] = {}
     goals: list[Goal] = []
     for device in devices:
         for subject in arguments.subject:
-            setting = choose_setting(subject, device, arguments.quick)
+            setting = choose_setting(subject, device, arguments.quick, arguments.images)
             rounds = min(arguments.rounds, 3) if arguments.quick else arguments.rounds
             found = measure_setting(setting, rounds, arguments.quick)
             document[f"{subject}, {setting.px} px, {device}"] = found

@@ -30,6 +30,8 @@ from patchdeploy.measure import describe_device
 from patchdeploy.storage import write_atomic
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SEEDS = 3
+"""Of every table; some have more (see `seeds_kept`)."""
 Record = dict[str, Any]
 _console = Console(stderr=True)
 
@@ -87,13 +89,19 @@ def run_cells(
     *,
     jobs: int,
     quick: bool,
+    alike: Sequence[str] = (),
 ) -> dict[str, Record]:
     """Measure the cells that are missing; returns the records of ``cells`` by key.
 
+    A cell that one of the experiments ``alike``, which have the same ``measure``, has run with the
+    same settings in the same column is copied from there.
     ``measure(settings, seed)`` runs in a process of its own and must be importable. An error in one
     cell, Ctrl-C or a kill loses only the cells that were running.
     """
     path = results_path(experiment, quick)
+    for cell in missing_cells(experiment, cells, quick):
+        if found := _copy(cell, alike, quick):
+            _keep(path, experiment, cell.key, found)
     records: dict[str, Record] = dict(_read(path, experiment)["cells"])
     missing = missing_cells(experiment, cells, quick)
     # By seed, so that a run that is stopped has whole tables of fewer seeds.
@@ -129,6 +137,14 @@ def missing_cells(experiment: str, cells: Sequence[Cell], quick: bool) -> list[C
     return [cell for cell in cells if cell.key not in kept]
 
 
+def seeds_kept(experiment: str, list_cells: Callable[[int], Sequence[Cell]]) -> int:
+    """With how many seeds every cell was run; ``list_cells(seeds)`` are the cells of so many."""
+    count = 0
+    while not missing_cells(experiment, list_cells(count + 1), quick=False):
+        count += 1
+    return count
+
+
 @contextmanager
 def _open_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this one, and at once where the block ends by an error or Ctrl-C.
@@ -158,6 +174,16 @@ def _end_with_parent(reader: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _copy(cell: Cell, alike: Sequence[str], quick: bool) -> Record | None:
+    """The record of the same run in another table; it took no time here."""
+    place = _place(cell)
+    for name in alike:
+        for record in _read(results_path(name, quick), name)["cells"].values():
+            if all(record[key] == place[key] for key in ("column", "seed", "settings")):
+                return {**record, **place, "seconds": 0.0, "copied_from": name}
+    return None
 
 
 def _place(cell: Cell) -> Record:
@@ -216,6 +242,25 @@ def by_place(records: Mapping[str, Record], figure: str) -> dict[tuple[str, str]
     for record in records.values():
         found.setdefault((record["row"], record["column"]), []).append(record[figure])
     return {place: spread(values) for place, values in found.items()}
+
+
+OWN_STATISTICS = ", own statistics"
+"""What the name of a row ends in that shows ``top1_own_statistics`` of the row before it."""
+
+
+def by_column(records: Mapping[str, Record]) -> dict[str, Record]:
+    """A record for each column of a run that measured several (``top1``: column -> accuracy).
+
+    A run whose statistics were measured again when it was trained gives two rows.
+    """
+    single = {}
+    for key, record in records.items():
+        for figure, ending in (("top1", ""), ("top1_own_statistics", OWN_STATISTICS)):
+            for column, top1 in record.get(figure, {}).items():
+                row = record["row"] + ending
+                own = {**record, "row": row, "column": column, "test_top1": top1}
+                single[f"{key} | {column}{ending}"] = own
+    return single
 
 
 def import_beside(name: str) -> Any:

@@ -5,15 +5,16 @@ In: the cells of a table with one setting changed. Out: results/probes.json, and
 row and column. Validation accuracies here choose the rates of Table 3, left; test images choose
 nothing.
 
-    python benchmarks/paper/probes.py [--seeds 3] [--jobs 1]
+    python benchmarks/paper/probes.py [--seeds 3] [--jobs 2]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 
-from cells import Cell, Record, by_place, run_cells
+from cells import SEEDS, Cell, Record, by_place, run_cells
 from notes import DETECTOR_SWEEP, LONGER, PROBES, detector_row
 from transfer_cell import measure_transfer
 from transfer_tables import table3_detector_cells
@@ -45,11 +46,12 @@ def show(records: Mapping[str, Record]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     cells = list_cells(arguments.seeds)
-    show(run_cells(PROBES, cells, measure_transfer, jobs=arguments.jobs, quick=False))
+    alike = ("table3_detector",)
+    show(run_cells(PROBES, cells, measure_transfer, jobs=arguments.jobs, quick=False, alike=alike))
 
 
 if __name__ == "__main__":

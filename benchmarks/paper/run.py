@@ -22,11 +22,10 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cells import Cell, missing_cells, run_cells
+from cells import OWN_STATISTICS, SEEDS, Cell, by_column, missing_cells, run_cells, seeds_kept
 from experiment import Experiment, Records, markdown_table
 from networks import lacking
 from shared_tables import EXPERIMENTS as SHARED
-from shared_tables import unpack
 from transfer_tables import EXPERIMENTS as TRANSFER
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -42,7 +41,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="what to run")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--quick", action="store_true", help="tiny runs that show no result")
     arguments = parser.parse_args()
@@ -66,14 +65,24 @@ def find_lacking(names: Sequence[str], seeds: int, quick: bool) -> list[str]:
 
 
 def planned_cells(experiment: Experiment, seeds: int, quick: bool) -> list[Cell]:
-    """All cells of a table; a quick run has one seed."""
-    return experiment.cells(quick, 1 if quick else seeds)
+    """All cells of a table; a quick run has one seed, others no fewer than were run before."""
+    if quick:
+        return experiment.cells(True, 1)
+    kept = seeds_kept(experiment.name, lambda count: experiment.cells(False, count))
+    return experiment.cells(False, max(seeds, kept))
 
 
 def run_experiment(experiment: Experiment, seeds: int, jobs: int, quick: bool) -> None:
     """Measure what is missing, print the table and the claims, draw the picture."""
     cells = planned_cells(experiment, seeds, quick)
-    records = run_cells(experiment.name, cells, experiment.measure, jobs=jobs, quick=quick)
+    alike = [
+        one.name
+        for one in EXPERIMENTS.values()
+        if one.measure is experiment.measure and one is not experiment
+    ]
+    records = run_cells(
+        experiment.name, cells, experiment.measure, jobs=jobs, quick=quick, alike=alike
+    )
     print(f"\n{experiment.title}\n\n{show(experiment, records, cells)}\n")
     for claim in experiment.claims(records):
         print(claim.markdown())
@@ -82,11 +91,17 @@ def run_experiment(experiment: Experiment, seeds: int, jobs: int, quick: bool) -
 
 
 def show(experiment: Experiment, records: Records, cells: Sequence[Cell]) -> str:
-    """The table in Markdown; a run that measured several columns is unpacked first."""
+    """The table in Markdown; a run that measured several columns is taken apart first."""
     if any("top1" in record for record in records.values()):
-        records = unpack(records)
+        twice = {one["row"] for one in records.values() if "top1_own_statistics" in one}
+        records = by_column(records)
         columns = list(dict.fromkeys(record["column"] for record in records.values()))
-        cells = [Cell(one.row, column, one.seed) for one in cells for column in columns]
+        rows = [
+            (one, one.row + ending)
+            for one in cells
+            for ending in ("", *([OWN_STATISTICS] if one.row in twice else []))
+        ]
+        cells = [Cell(row, column, one.seed) for one, row in rows for column in columns]
     return markdown_table(records, cells, "test_top1")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Record
+from cells import OWN_STATISTICS, Cell, Record, by_column
 from experiment import Claim, Experiment, Records, draw_bars
 from gaps import COMPARABLE, paired_gap
 from networks import open_network
@@ -30,7 +30,6 @@ from patchdeploy.training import (
 TASKS = ("fashion", "digits")
 SEPARATE = "independently trained"
 TABLE4_ROWS = {"S/B patch + last layer": ("scale_bias", "head"), "last layer": ("head",)}
-OWN_STATISTICS = "last layer, own statistics"
 SIDES = (96, 80, 64, 48, 32)
 
 
@@ -61,7 +60,7 @@ def measure_tasks(settings: Mapping[str, Any], seed: int) -> Record:
     trains = {name: draw(one[0], settings["images"], seed) for name, one in parts.items()}
     tests = {name: draw(one[1], settings["tests"], 0) for name, one in parts.items()}
     config = make_config(settings, seed)
-    top1, before, total = {}, {}, 0
+    top1, again, total = {}, {}, 0
     if settings["kinds"] == SEPARATE:
         for name, train in trains.items():
             result = train_baseline(
@@ -78,18 +77,17 @@ def measure_tasks(settings: Mapping[str, Any], seed: int) -> Record:
             model.load_patch(patch)
             top1[name] = evaluate(model, tests[name], px, joint.base)[0]
             if settings.get("own_statistics"):
-                before[name] = top1[name]
                 model = with_own_statistics(joint.base, patch, trains[name], px, seed)
-                top1[name] = evaluate(model, tests[name], px, joint.base)[0]
+                again[name] = evaluate(model, tests[name], px, joint.base)[0]
         total = count_together(base, own, [len(one.classes) for one in trains.values()])
-    return shared_record(top1, before, total)
+    return shared_record(top1, again, total)
 
 
-def shared_record(top1: Mapping[str, float], before: Mapping[str, float], total: int) -> Record:
-    """``before``: the same weights with the shared statistics, where ``top1`` has measured ones."""
+def shared_record(top1: Mapping[str, float], again: Mapping[str, float], total: int) -> Record:
+    """``again``: the same weights with measured statistics in place of the shared ones."""
     record: Record = {"top1": {k: round(v, 5) for k, v in top1.items()}, "parameters": total}
-    if before:
-        record["top1_shared_statistics"] = {k: round(v, 5) for k, v in before.items()}
+    if again:
+        record["top1_own_statistics"] = {k: round(v, 5) for k, v in again.items()}
     return record
 
 
@@ -106,7 +104,7 @@ def table4_cells(quick: bool, seeds: int) -> list[Cell]:
     common |= {"images": 64, "tests": 100, "epochs": 1} if quick else {}
     common |= {} if quick else {"images": 3000, "tests": 1500, "epochs": 12}
     rows: dict[str, Any] = {row: {"kinds": list(kinds)} for row, kinds in TABLE4_ROWS.items()}
-    rows[OWN_STATISTICS] = {**rows["last layer"], "own_statistics": True}
+    rows["last layer"]["own_statistics"] = True
     rows[SEPARATE] = {"kinds": SEPARATE}
     return [
         Cell(row, "both", seed, {**common, **own})
@@ -115,31 +113,22 @@ def table4_cells(quick: bool, seeds: int) -> list[Cell]:
     ]
 
 
-def unpack(records: Records) -> dict[str, Record]:
-    """A record for each column of a run that measured several."""
-    single = {}
-    for key, record in records.items():
-        for column, top1 in record["top1"].items():
-            single[f"{key} | {column}"] = {**record, "column": column, "test_top1": top1}
-    return single
-
-
 def table4_claims(records: Records) -> list[Claim]:
     """Section 5.3."""
-    shown = unpack(records)
+    shown = by_column(records)
     patch, head = TABLE4_ROWS
     return [
         Claim("A patch for each task beats sharing all but the last layer",
               paired_gap(shown, patch, head)),
         Claim("... also where statistics are each task's own",
-              paired_gap(shown, patch, OWN_STATISTICS)),
+              paired_gap(shown, patch, head + OWN_STATISTICS)),
         Claim("... and is as good as separate networks (gap to them)",
               paired_gap(shown, patch, SEPARATE), COMPARABLE),
     ]  # fmt: skip
 
 
 def _bars(records: Records, path: Path) -> None:
-    shown = unpack(records)
+    shown = by_column(records)
     draw_bars(shown, [Cell(one["row"], one["column"], one["seed"]) for one in shown.values()], path)
 
 
@@ -164,26 +153,24 @@ TABLE4 = Experiment(
     note=note_table4,
 )
 
-OWN_SIDES = "all shared, own statistics"
 TABLE5_ROWS: Mapping[str, Mapping[str, Any]] = {
     "S/B patch, ensemble (ours)": {"teach": "ensemble"},
     "S/B patch, summed losses": {"teach": "none"},
     "all shared": {"teach": "none", "private": False},
-    OWN_SIDES: {"teach": "none", "private": False},
     SEPARATE: {},
 }
 
 
 def measure_sides(settings: Mapping[str, Any], seed: int) -> Record:
-    """Settings: row (of TABLE5_ROWS), sides, dataset, images, tests, epochs, batch. OWN_SIDES:
-    statistics are measured again at each resolution when all is trained.
+    """Settings: row (of TABLE5_ROWS), sides, dataset, images, tests, epochs, batch. Where
+    resolutions share all, statistics are also measured again at each when all is trained.
     """
     sides = settings["sides"]
     base = open_network("random", seed, max(sides))
     train, test = load_packaged(settings["dataset"])
     train, test = draw(train, settings["images"], seed), draw(test, settings["tests"], 0)
     config = make_config(settings, seed)
-    top1, before, total = {}, {}, 0
+    top1, again, total = {}, {}, 0
     if settings["row"] == SEPARATE:
         for px in sides:
             result = train_baseline(
@@ -199,13 +186,12 @@ def measure_sides(settings: Mapping[str, Any], seed: int) -> Record:
         for px in sides:
             model.set_active_task(joint.patch.task, px)
             top1[f"{px} px"] = evaluate(model, test, px, joint.base)[0]
-            if settings["row"] == OWN_SIDES:
-                before[f"{px} px"] = top1[f"{px} px"]
+            if not how.private:
                 own = with_own_statistics(joint.base, joint.patch, train, px, seed)
-                top1[f"{px} px"] = evaluate(own, test, px, joint.base)[0]
+                again[f"{px} px"] = evaluate(own, test, px, joint.base)[0]
         kinds: Any = ("scale_bias",) if how.private else ()
         total = count_together(base, PatchConfig(kinds), [len(train.classes)] * len(sides))
-    return shared_record(top1, before, total)
+    return shared_record(top1, again, total)
 
 
 def table5_cells(quick: bool, seeds: int) -> list[Cell]:
@@ -229,13 +215,13 @@ def table5_cells(quick: bool, seeds: int) -> list[Cell]:
 
 def table5_claims(records: Records) -> list[Claim]:
     """Section 5.4, and RS-Nets against its baseline."""
-    shown = unpack(records)
-    ensemble, summed, shared, own, separate = TABLE5_ROWS
+    shown = by_column(records)
+    ensemble, summed, shared, separate = TABLE5_ROWS
     return [
         Claim("Scales and biases of its own at each resolution beat sharing all",
               paired_gap(shown, summed, shared)),
         Claim("... also where statistics are each resolution's own",
-              paired_gap(shown, summed, own)),
+              paired_gap(shown, summed, shared + OWN_STATISTICS)),
         Claim("... and are as good as separate networks or better (gap to them)",
               paired_gap(shown, summed, separate), COMPARABLE),
         Claim("(RS-Nets) Ensemble distillation beats the plain sum of losses",

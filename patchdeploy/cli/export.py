@@ -76,7 +76,7 @@ def export(
     coding = read_coding(budget, fine)
     signing = read_signing(key, trusted, expires, unsigned)
     patches = [Patch.from_pretrained(folder) for folder in patch]
-    images = dict(_task_images(one) for one in calibration)
+    images = dict(_task_images(one, "--calibration") for one in calibration)
     with show_progress("exporting") as report:
         bundle = export_bundle(
             out,
@@ -90,7 +90,7 @@ def export(
             head_capacity=head_capacity,
             float_files=float_files,
             coding=coding,
-            validation=dict(_task_images(one) for one in validation),
+            validation=dict(_task_images(one, "--validation") for one in validation),
             signing=signing,
             unsigned=signing is None,
             progress=report,
@@ -139,11 +139,11 @@ def add(
     print_sizes(made, as_json)
 
 
-def _task_images(text: str) -> tuple[str, Any]:
+def _task_images(text: str, option: str) -> tuple[str, Any]:
     task, _, images = text.partition("=")
     if not images:
         raise ConfigError(
-            f"--calibration is {text!r}; it must be TASK=IMAGES; "
+            f"{option} is {text!r}; it must be TASK=IMAGES; "
             "write for instance digits=packaged:digits:train"
         )
     return task, open_calibration(images)

@@ -222,12 +222,14 @@ def test_an_empty_calibration_folder_is_refused(place, tmp_path):
     refused(done, 2, "holds no image")
 
 
-def test_calibration_without_its_task_shows_how_to_write_it(place, tmp_path):
+@pytest.mark.parametrize("option", ["--calibration", "--validation"])
+def test_images_without_their_task_show_how_to_write_it(place, tmp_path, option):
+    given = {"--calibration": f"faces={place / 'faces'}", option: place / "faces"}
     done = here(
         "export", tmp_path / "bundle", "--unsigned", "--patch", place / "patches/faces",
-        "--calibration", place / "faces",
+        *(text for pair in given.items() for text in pair),
     )  # fmt: skip
-    refused(done, 2, "it must be TASK=IMAGES")
+    refused(done, 2, f"{option} is", "it must be TASK=IMAGES")
 
 
 def test_a_bundle_is_never_written_over_something_else(place):

@@ -136,6 +136,29 @@ def test_cells_that_another_run_keeps_meanwhile_are_not_lost(log):
     assert set(kept) == {"another run's 0", cells[0].key}
 
 
+def test_a_run_that_another_table_has_in_the_same_place_is_copied_from_there(log):
+    run_cells("other", trial_cells(log, 2), measure_seed, jobs=1, quick=True)
+    assert read_log(log) == [0, 1]
+    mine = [
+        Cell(f"mine {cell.seed}", cell.column, cell.seed, cell.settings)
+        for cell in trial_cells(log, 3)
+    ]
+    elsewhere = [Cell("row", "another column", 0, mine[0].settings)]
+    elsewhere += trial_cells(log, 1, rate=0.1)
+    records = run_cells(
+        NAME, [*mine, *elsewhere], measure_seed, jobs=1, quick=True, alike=["none", "other"]
+    )
+    assert read_log(log)[2:] == [0, 0, 2]  # by seed; seeds 0 and 1 of ``mine`` were copied
+    for cell in mine:
+        record = records[cell.key]
+        assert (record["row"], record["test_top1"]) == (cell.row, cell.seed / 10)
+        assert record.get("copied_from") == ("other" if cell.seed < 2 else None)
+    assert records[mine[0].key]["seconds"] == 0.0
+    again = run_cells(NAME, mine, measure_seed, jobs=1, quick=True)
+    assert again == {cell.key: records[cell.key] for cell in mine}
+    assert len(read_log(log)) == 5
+
+
 def test_quick_cells_stay_out_of_the_results(log):
     assert results_path(NAME, quick=True) == Path("out/paper/trial.quick.json")
     assert results_path(NAME, quick=False).parts[-4:] == (

@@ -225,11 +225,11 @@ def page(tmp_path, monkeypatch):
     for name in collect.FRAGMENTS:
         Path(f"docs/paper/{name}.md").write_text(f"## {name}\n\nFolds.\n")
 
-    def write(name: str, measured) -> str:
+    def write(name: str, measured, seeds: int = cells.SEEDS) -> str:
         table = run.EXPERIMENTS[name]
         kept = {
             cell.key: {**vars(cell), "seconds": 60.0, **measured(cell)}
-            for cell in table.cells(False, collect.SEEDS)
+            for cell in table.cells(False, seeds)
             if measured(cell)
         }
         document = {"experiment": name, "cells": kept, "device": {"cpu": "a made-up CPU"}}
@@ -255,7 +255,7 @@ def test_the_page_shows_the_given_results_and_says_what_is_missing(page):
 
     text = page("table4", measured)
     part = section(text, run.EXPERIMENTS["table4"].title)
-    assert "**8 of 12 runs are still missing.**" in part
+    assert "**5 of 9 runs are still missing.**" in part
     assert f"| {PATCH} | 90.5 ± 0.7 | 80.5 ± 0.7 | 123,456 |" in part
     assert f"| {HEAD} | 70.5 ± 0.7 | 75.5 ± 0.7 | 123,456 |" in part
     assert "| independently trained | not run | not run | - |" in part
@@ -264,6 +264,35 @@ def test_the_page_shows_the_given_results_and_says_what_is_missing(page):
     assert "(gap to them) (at most 2 below) | - | not run |" in part
     assert "4 runs of one thread, 4 minutes in sum by the clock; a made-up CPU." in part
     assert "![" not in part  # no picture was drawn
+
+
+def test_the_page_shows_all_seeds_that_every_cell_of_a_table_was_run_with(page):
+    def measured(cell):
+        if cell.seed == 5 and cell.row == HEAD:  # so five seeds are whole, 0 to 4
+            return None
+        return {"top1": {"fashion": 0.5, "digits": 0.5 + 0.1 * cell.seed}, "parameters": 1}
+
+    part = section(page("table4", measured, seeds=7), run.EXPERIMENTS["table4"].title)
+    assert "missing" not in part
+    assert "15 runs of one thread" in part  # three rows
+    assert "| 50.0 ± 0.0 | 70.0 ± 15.8 |" in part  # of 0, 0.1 .. 0.4: 0.1 sqrt(10 / 4)
+
+
+def test_a_run_keeps_the_seeds_that_were_run_before(page):
+    table = run.EXPERIMENTS["table4"]
+    page("table4", lambda cell: {"top1": {"fashion": 0.5, "digits": 0.5}, "parameters": 1}, seeds=5)
+    assert len(run.planned_cells(table, 3, quick=False)) == 3 * 5
+    assert len(run.planned_cells(table, 6, quick=False)) == 3 * 6
+
+
+def test_runs_that_another_table_has_are_named_and_not_counted_twice():
+    records = {
+        str(k): {"seconds": 60.0 * (k % 2), **({} if k % 2 else {"copied_from": "table2"})}
+        for k in range(5)
+    }
+    assert collect.describe_runs(records) == (
+        "2 runs of one thread, 2 minutes in sum by the clock, and 3 that are also cells of `table2`"
+    )
 
 
 def test_a_table_without_results_shows_no_figure_but_the_papers(page):
@@ -281,9 +310,9 @@ def test_every_figure_on_the_page_comes_from_a_result_or_the_paper(page):
     table = run.EXPERIMENTS["table6"]
     part = section(page("table6", measured), table.title)
     own = part.replace(table.setup, "").replace(table.paper, "")
-    count = len(table.cells(False, collect.SEEDS))
+    count = len(table.cells(False, cells.SEEDS))
     numbers = set(re.findall(r"\d[\d.,]*\d|\d", own))
-    gaps = {"0.0", str(collect.SEEDS), str(MOST_SEEDS)}  # all rows are equal
+    gaps = {"0.0", str(cells.SEEDS), str(MOST_SEEDS)}  # all rows are equal
     assert numbers - {"43.2", "777", str(count)} <= gaps
     assert "undecided" in own
     assert "holds" not in own

@@ -94,3 +94,43 @@ def test_the_goal_of_int8_is_a_tenth_of_a_point(tmp_path, monkeypatch, drop, ver
     (decided,) = [line for line in lines if line.startswith("| exported as it is: as good")]
     assert decided.endswith(f"| {verdict} |")
     assert next(line for line in lines if "| undecided" in line).startswith("| through int8")
+
+
+STATISTICS_TOPS = {
+    notes.OLD: 0.90,
+    notes.ALL_NEW: 0.78,
+    notes.ONE_FACTOR: 0.85,
+    notes.EARLY: 0.88,
+    notes.LATE: 0.80,
+}
+
+
+def statistics_records(tops):
+    places = [("digits, 64 px", 0.0), ("fashion, 64 px", 0.0), ("digits, 160 px", 0.05)]
+    return {
+        f"{row} {column} {seed}": {
+            "row": row,
+            "column": column,
+            "seed": seed,
+            "test_top1": top1 + (better if row == notes.ALL_NEW else 0.0) + 0.01 * seed,
+            "effective_rank": 100.0 if row == notes.OLD else 300.0,
+        }
+        for row, top1 in tops.items()
+        for column, better in places
+        for seed in (0, 1)
+    }
+
+
+def test_what_new_statistics_cost_is_said_by_layers_channels_and_side():
+    text = notes.explain_statistics(statistics_records(STATISTICS_TOPS))
+    assert "loses as much (-12.0 ± 0.0;" in text
+    assert "one factor a layer cost -5.0 ± 0.0:" in text
+    assert "grows from 100 to 300" in text
+    assert "alone costs -10.0 ± 0.0, the first half -2.0 ± 0.0." in text
+    assert "all new statistics cost -7.0 ± 0.0." in text
+
+
+@pytest.mark.parametrize("row", STATISTICS_TOPS)
+def test_nothing_is_explained_where_a_row_was_not_run(row):
+    tops = {key: STATISTICS_TOPS[key] for key in STATISTICS_TOPS if key != row}
+    assert notes.explain_statistics(statistics_records(tops)).endswith("was not measured.")
