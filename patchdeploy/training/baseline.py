@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from patchdeploy.base import Base
+from patchdeploy.base.layers import NORMS
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import PatchConfig
@@ -71,6 +72,7 @@ def train_baseline(
 
     "all" starts from the base with a random head. Its normalisation statistics stay frozen as the
     patch's do, or are the batch's (``statistics``), which training from random weights needs.
+    Dropout and stochastic depth are off, as in every method: runs of one seed have the same bits.
 
     Args:
         teacher, workers, run_dir, resume: as `train_patch`'s.
@@ -125,10 +127,12 @@ def _all_weights(
     if statistics == "batch":
         kept |= {key: value for key, value in module.named_buffers() if value.is_floating_point()}
 
+    norms = [one for one in module.eval().modules() if isinstance(one, NORMS)]
     run = compile_forward(module, config)
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        module.train(statistics == "batch" and torch.is_grad_enabled())
+        for norm in norms:  # alone: dropout and stochastic depth are off in every method
+            norm.train(statistics == "batch" and torch.is_grad_enabled())
         scores: torch.Tensor = run(inputs)
         return scores
 

@@ -376,3 +376,27 @@ def test_statistics_alone_are_learned_beside_the_last_layer(
             continue
         same = np.array_equal(value, state[key].numpy())
         assert same == (not key.endswith(("running_mean", "running_var"))), key
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_all_weights_train_to_the_same_bits_though_the_network_has_dropout(
+    base: Base, digits: tuple[ImageDataset, ImageDataset], statistics: str
+) -> None:
+    """Dropout would draw from torch's global generator, which no seed of a run sets."""
+    assert any(isinstance(one, torch.nn.Dropout) and one.p > 0 for one in base.module.modules())
+    train = digits[0].subset(range(64))
+    states = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            result = train_baseline(
+                base, train, "all", replace(SHORT, epochs=1), resolution=32,
+                statistics=statistics, quiet=True,  # type: ignore[arg-type]
+            )  # fmt: skip
+        assert not any(one.training for one in result.module.modules())
+        states.append(result.module.state_dict())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    mean = "features.0.1.running_mean"
+    moved = not torch.equal(states[0][mean], base.module.state_dict()[mean])
+    assert moved == (statistics == "batch")
