@@ -40,6 +40,7 @@ from patchdeploy.patched_model import PatchedModel
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import unflatten_variant
 from patchdeploy.training import TrainConfig, evaluate, train_patch
+from patchdeploy.training.config import LEARNING_RATES
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.int8_retune import RETUNE, retune_patch_int8
 from patchdeploy.training.preparation import make_pair
@@ -48,6 +49,7 @@ from patchdeploy.training.transfer import TransferRun
 
 TASKS = (("optical_digits", 32), ("digits", 32), ("surfaces", 48))
 IMAGENET_TASKS = (("digits", 64), ("fashion", 64), ("surfaces", 64))
+IMAGENET_RATE = LEARNING_RATES["modern", "large_patch"]
 WAYS = ("float", "plain", "continued", "retuned", "through")
 VALIDATION_SHARE = 0.2
 STEP_BATCH = 32
@@ -65,7 +67,7 @@ def list_cells(arguments: argparse.Namespace) -> list[Cell]:
         "retune": {"epochs": RETUNE.epochs, "learning_rate": RETUNE.learning_rate},
     }
     if arguments.network != "embedded":
-        settings["network"] = arguments.network
+        settings |= {"network": arguments.network, "rate": IMAGENET_RATE}
     return [
         Cell(name, f"{px} px", seed, settings | {"dataset": name, "px": px})
         for seed in range(1 if quick else arguments.seeds)
@@ -80,7 +82,12 @@ def measure_gap(settings: Mapping[str, Any], seed: int) -> Record:
     images, test = load_packaged(settings["dataset"])
     images, test = draw(images, settings["images"], seed), draw(test, settings["tests"], 0)
     train, held = split(images, (1 - VALIDATION_SHARE, VALIDATION_SHARE), seed=seed)
-    config = TrainConfig(epochs=settings["epochs"], batch_size=settings["batch"], seed=seed)
+    config = TrainConfig(
+        epochs=settings["epochs"],
+        batch_size=settings["batch"],
+        learning_rate=settings.get("rate"),
+        seed=seed,
+    )
     tuned = replace(RETUNE, batch_size=settings["batch"], seed=seed, **settings["retune"])
     given: dict[str, Any] = {"validation": held, "quiet": True}
     patch = train_patch(base, train, config, resolutions=[px], **given)

@@ -25,6 +25,7 @@ from patchdeploy.patch.tensors import (
     trained_names,
 )
 from patchdeploy.training.config import Scope
+from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import scale_floors
 
 SHARED, PRIVATE = "shared", "private"
@@ -92,7 +93,7 @@ class JointModel:
         for name, tensors in self.private.items():
             private |= {f"{PRIVATE}/{name}/{key}": tensors[key] for key in self._own(name)}
         if not shared:
-            return {"patch": private}
+            return {choose_scope(self.base, head_only=False): private}
         return {"shared": shared, "private": private} if private else {"shared": shared}
 
     def state(self) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import reestimate_tensors, share_structure
 from patchdeploy.patched_model.mixed import MixedTaskModel
-from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
+from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
@@ -118,7 +119,7 @@ def make_trainee(
         f"{task}/{row}": value for task in model.tasks for row, value in model.rows(task).items()
     }
     trained = {key: value for key, value in state.items() if value.requires_grad}
-    scope: Scope = "head" if patch_config.kinds == ("head",) else "patch"
+    scope = choose_scope(model.base, head_only=patch_config.kinds == ("head",))
     bounds = model.pack(scale_floors(model.base, model.tensors(model.tasks[0])))
     forward = MixedForward(model, compile_forward(model, config))
     return Trainee(

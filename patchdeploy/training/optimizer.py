@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.base import Base
+from patchdeploy.training.config import LARGE_BASE, Scope, TrainConfig
+
+
+def choose_scope(base: Base, head_only: bool) -> Scope:
+    """Whose learning rate suits a patch over ``base``, or a last layer alone."""
+    weights = sum(
+        value.numel()
+        for key, value in base.module.named_parameters()
+        if not key.startswith(f"{base.head_name}.")
+    )
+    if weights >= LARGE_BASE:
+        return "large_head" if head_only else "large_patch"
+    return "head" if head_only else "patch"
 
 
 def make_optimizer(

@@ -22,7 +22,7 @@ from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import run_structure
 from patchdeploy.patch.tensors import random_head
-from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.objective import (
     autocast,
@@ -30,6 +30,7 @@ from patchdeploy.training.objective import (
     compile_forward,
     distillation_loss,
 )
+from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
@@ -138,7 +139,7 @@ def train_resolutions(
     losses = _ResolutionLosses(model, tuple(one.name for one in sources), config, settings)
     groups, state = model.groups(), model.state()
     if losses.mixture is not None:
-        scope: Scope = "private" if "shared" in groups else "patch"
+        scope = "private" if "shared" in groups else choose_scope(base, head_only=False)
         groups[scope] = {**groups.get(scope, {}), MIXTURE: losses.mixture}
         state[MIXTURE] = losses.mixture
     known = [base.sha256, vars(settings), list(images.classes)]

@@ -21,7 +21,7 @@ from patchdeploy.patched_model import PatchedModel, reestimate_statistics, train
 from patchdeploy.training.accuracy import accuracy, predict
 from patchdeploy.training.compact import compact_forward, make_compact
 from patchdeploy.training.compact_code import part_of
-from patchdeploy.training.config import Scope, TrainConfig
+from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import (
     Forward,
@@ -29,6 +29,7 @@ from patchdeploy.training.objective import (
     classification_loss,
     compile_forward,
 )
+from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
@@ -133,7 +134,7 @@ class TransferRun:
             return accuracy(model, samples[1], model.device)  # a shared head is all there is
         head = f"{model.base.head_name}."
         head_only = all(key.startswith(head) for key in trained)
-        scope: Scope = "head" if head_only else "patch"
+        scope = choose_scope(model.base, head_only)
         compact = make_compact(model.base, tensors, config, self._first(px))
         rounded = model if compact is None else compact_forward(model, tensors, compact)
         forward: Forward = compile_forward(rounded, config)

@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import collect
+import default_rates
 import pytest
 import run
 import transfer_tables
 from cells import SEEDS, results_path
 from transfer_tables import RATES, SWEEP, SWEEP_ROWS
+
+from patchdeploy.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +70,24 @@ def test_a_claim_that_is_undecided_or_does_not_hold_has_a_note(name):
 def test_the_page_is_what_the_results_give(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert Path("docs/paper.md").read_text() == collect.make_page()
+
+
+@pytest.mark.parametrize(
+    ("network", "row", "scope"),
+    [
+        ("embedded", "S/B + last layer", "patch"),
+        ("embedded", "last layer", "head"),
+        ("imagenet", "S/B + last layer", "large_patch"),
+        ("imagenet", "last layer", "large_head"),
+    ],
+)
+def test_a_default_rate_is_the_best_of_those_that_were_tried(network, row, scope):
+    """By mean validation accuracy over two sets; the backbone's rates are in two files."""
+    means = {}
+    for one in [*default_rates.read_sweep(1).values(), *read("default_rates").values()]:
+        name, _, rate = one["row"].rpartition(" at ")
+        if name == f"{network}: {row}" and one["seed"] == 0:
+            means.setdefault(float(rate), []).append(one["validation_top1"])
+    assert all(len(found) == 2 for found in means.values())
+    assert len(means) >= 4
+    assert max(means, key=lambda rate: sum(means[rate])) == TrainConfig().rate(scope)
