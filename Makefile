@@ -5,7 +5,8 @@
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks
-# make paper  the paper's tables and figures in small (hours), then docs/paper.md
+# make paper  the paper's tables and figures in small (two hours), then docs/paper.md
+# make paper-quick  that all of it runs, in minutes: no results
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 TFLITE_RUNTIME := .envs/tflite-runtime
 
-.PHONY: demo test lint coverage faults fuzz peers bench paper clean
+.PHONY: demo test lint coverage faults fuzz peers bench paper paper-quick clean
 
 demo: $(VENV)/.all
 	$(BIN)/patchdeploy demo --out out/demo
@@ -58,6 +59,12 @@ paper: $(VENV)/.dev
 	$(BIN)/python benchmarks/paper/probes.py
 	$(BIN)/python benchmarks/paper/statistics_probe.py
 	$(BIN)/python benchmarks/paper/collect.py
+
+paper-quick: $(VENV)/.dev
+	$(BIN)/python benchmarks/paper/folding_1d.py --quick --out out/paper --results out/paper
+	$(BIN)/python benchmarks/paper/toy_2d.py --quick --out out/paper --results out/paper
+	test -e out/paper/detector_quick || $(BIN)/python benchmarks/paper/train_detector.py --quick
+	$(BIN)/python benchmarks/paper/run.py all --quick
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

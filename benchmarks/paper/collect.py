@@ -36,21 +36,27 @@ where the bound is above 0 (or above the shortfall that the claim allows), *does
 opposite bound is below it, and is *undecided* otherwise. A column that says the opposite is named.
 Seeds draw the training images, the heads and the orders; the test images are the same for all, so a
 verdict is one about these data sets. "n = 9 might decide": at this mean and this deviation, that
-many seeds would. Every table was run with three seeds first; where that left something undecided
-that more could decide in the time there was, all its cells were run with more seeds (n says how
-many), which is a second look: such a bound is a little less sure than its 95 %.
+many seeds would. Tables have three seeds; an n above 3 is a second look at what three left
+undecided, and its bound a little less sure than 95 %. The rates of Table 3, left, were swept (on
+validation images) after a first look at its test accuracies; its section says so.
 
-    make paper                                  # everything below
+    make paper                                  # all but the last three; what is there stays
+    make paper-quick                            # that everything runs, in minutes: no results
     python benchmarks/paper/run.py all          # tables; what is there is not run again
     python benchmarks/paper/folding_1d.py       # section 4
     python benchmarks/paper/toy_2d.py           # appendix A
     python benchmarks/paper/probes.py           # reasons that the notes give
     python benchmarks/paper/statistics_probe.py # ... of Table 6
     python benchmarks/paper/collect.py          # this page
+    python benchmarks/paper/int8_gap.py --network embedded   # and imagenet: "Beyond the paper"
+    python benchmarks/paper/patch_size.py
+    python benchmarks/paper/default_rates.py
 
-Accuracies are in % on test images that no choice was made on; the best epoch is chosen on 15 % of
-the training images. Spread: standard deviation over seeds, each with other training images, another
-head and another order.
+To run a table again, delete its file in benchmarks/paper/results.
+
+Accuracies are in % on test images that chose no rate, epoch or step; the best epoch is chosen on
+15 % of the training images. Spread: standard deviation over seeds, each with other training images,
+another head and another order.
 """
 
 

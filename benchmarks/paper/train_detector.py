@@ -38,7 +38,7 @@ from patchdeploy.data.scenes import Scene, compose_scenes, load_photographs, sce
 from patchdeploy.measure import describe_device
 from patchdeploy.storage import write_atomic
 
-OUT = Path("out/paper/detector")
+OUT, QUICK_OUT = Path("out/paper/detector"), Path("out/paper/detector_quick")
 WEIGHTS, FACTS = "detector.safetensors", "detector.json"
 MATCH_IOU = 0.5
 
@@ -257,9 +257,10 @@ def detector_lacking(folder: Path) -> str:
     """What must be run before `open_detector_base`; empty where the detector is there."""
     if (folder / FACTS).exists():
         return ""
+    quick = " --quick" if folder == QUICK_OUT else ""
     return (
         f"{folder} has no {FACTS}; it holds the detector that Table 3 starts from; run: "
-        "python benchmarks/paper/train_detector.py"
+        f"python benchmarks/paper/train_detector.py{quick}"
     )
 
 
@@ -267,16 +268,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it works")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help=f"default: {OUT}, quick ones {QUICK_OUT}")
     arguments = parser.parse_args()
+    out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
     settings = asdict(QUICK if arguments.quick else DetectorConfig()) | {"seed": arguments.seed}
     detector, facts = train_detector(DetectorConfig(**settings))
-    save_detector(arguments.out, detector, facts)
+    save_detector(out, detector, facts)
     for name, value in facts["ap_50"].items():
         print(f"AP@0.5 {name:24} {value}")
     print(
         f"mAP@0.5 {facts['map_50']} on {settings['held_scenes']} held-out scenes, "
-        f"{facts['seconds']} s, saved in {arguments.out}"
+        f"{facts['seconds']} s, saved in {out}"
     )
 
 

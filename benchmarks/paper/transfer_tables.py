@@ -189,9 +189,9 @@ def table3_detector_cells(quick: bool, seeds: int) -> list[Cell]:
     """A detector's feature extractor, re-purposed. The rates of "all weights" and "S/B + last
     layer" are those with the best validation accuracy in probes.py; the others were not swept.
     """
-    common = {**(QUICK if quick else FULL), "network": "detector", "px": 96}
+    common = {**QUICK, "network": "quick detector", "px": 96}
     if not quick:
-        common |= {"images": 1000, "epochs": 6, "px": 64}
+        common = {**FULL, "network": "detector", "images": 1000, "epochs": 6}
     rows: Mapping[str, Any] = {
         "last layer": ([LAST], "frozen", 0.1),
         "S/B + last layer": ([SB, LAST], "frozen", 0.01),

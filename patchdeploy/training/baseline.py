@@ -21,12 +21,14 @@ from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.objective import Forward, compile_forward
 from patchdeploy.training.preparation import (
+    TEACHER,
     check_resolutions,
     choose_device,
     digest,
     make_pair,
     make_samples,
     refuse_settings,
+    refuse_statistics,
     split_images,
 )
 from patchdeploy.training.samples import Samples, Source
@@ -78,15 +80,17 @@ def train_baseline(
         teacher, workers, run_dir, resume: as `train_patch`'s.
 
     Raises:
-        ConfigError: another ``which``, or a resolution below the base's stride.
+        ConfigError: another ``which``, a setting that is not read (``statistics`` of "head"
+            among them), or a resolution below the base's stride.
         DataError: an empty set, or a single class.
         TrainingError: the loss is not finite, or another rank has stopped.
         KeyboardInterrupt: Ctrl-C; with ``run_dir`` the run is saved first.
     """
     config = config or TrainConfig()
-    refuse_settings(config, "train_baseline")
+    refuse_settings(config, "train_baseline", {TEACHER} if teacher is not None else ())
     if which not in ("head", "all"):
         raise ConfigError(f"baseline {which!r}; it must be head or all; choose one")
+    refuse_statistics(which, statistics)
     px = resolution or base.preprocessing.input_size
     check_resolutions(base, [px])
     train, held = split_images(images, validation, config)

@@ -79,7 +79,7 @@ class TrainConfig:
             scales in float; activation ranges stay each resolution's own.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         precision: "auto" is bfloat16 autocast on a GPU and float32 elsewhere.
-        compile: compile the forward pass with torch.compile (pays in long runs on a GPU).
+        compile: compile the forward pass with torch.compile (meant for long runs on a GPU).
         save_every_steps: write the checkpoint inside long epochs too; 0 for after each epoch.
         seed: order of the images and augmentation.
     """

@@ -17,14 +17,20 @@ from torch.nn import functional
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import DataError
+from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import Patch
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training.accuracy import predict
+from patchdeploy.training.compact_code import Part, part_of
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import Forward
-from patchdeploy.training.preparation import choose_device, make_pair, split_images
+from patchdeploy.training.preparation import (
+    choose_device,
+    make_pair,
+    refuse_settings,
+    split_images,
+)
 from patchdeploy.training.samples import Samples
 from patchdeploy.training.session import open_session
 from patchdeploy.training.transfer import TransferRun
@@ -52,7 +58,8 @@ def retune_patch_int8(
 
     The statistics stay as they are. A resolution whose int8 network gains nothing on the held-out
     images, neither accuracy nor likelihood, keeps its tensors. Where all resolutions share one
-    head, it stays as it is.
+    head (and ``config.share_head`` is on), or the same scales, those stay as they are. It goes
+    through int8 whatever ``config.through_int8`` says.
 
     Args:
         images: the task's training images; export with the same, for the same ranges.
@@ -67,6 +74,7 @@ def retune_patch_int8(
         WrongBaseError: the patch was trained on another base.
         UnknownResolutionError: the patch has no such variant.
         DataError: images of other classes than the patch's.
+        ConfigError: a setting that is not read, or shared scales that the patch does not have.
         ConfigError, QuantizationError, NegativeScaleError: see `open_int8` and its ``prepare``.
     """
     if images.classes != patch.classes:
@@ -75,7 +83,8 @@ def retune_patch_int8(
             f"{patch.task!r}, {list(patch.classes)[:5]}; both need the same in the same order; "
             "give the images that it was trained on"
         )
-    config = replace(config, through_int8=True)
+    refuse_settings(config, "retune_patch_int8")
+    config = _keep_shared(replace(config, through_int8=True), patch, base)
     parts = split_images(images, validation, config)
     sizes = sorted(set(resolutions or patch.resolutions), reverse=True)
     for px in sizes:
@@ -85,7 +94,8 @@ def retune_patch_int8(
     for model in models:
         model.load_patch(replace(patch, config=replace(patch.config, statistics="frozen")))
     model, before = models
-    task, head = patch.task, before.tensors() if _shares_head(patch, base) else None
+    task, several = patch.task, len(patch.variants) > 1
+    shared = before.tensors() if several and (config.share_head or config.share_scales) else None
     scores: dict[str, dict[str, float]] = {}
     with open_session(config.epochs * len(sizes), workers, run_dir, resume, quiet) as session:
         for px in sizes:
@@ -94,7 +104,7 @@ def retune_patch_int8(
             taught: Forward | None = teacher or (before if config.distillation_weight else None)
             run = TransferRun(model, task, config, taught, session, plan)
             samples = make_pair(parts, px, base, device)
-            run.train(px, samples, head)
+            run.train(px, samples, shared)
             start = _score(before, px, plan, samples[1], config)
             end = _score(model, px, plan, samples[1], config)
             if end <= start:
@@ -106,13 +116,29 @@ def retune_patch_int8(
     return replace(retuned, config=patch.config, metrics=dict(patch.metrics) | settings)
 
 
-def _shares_head(patch: Patch, base: Base) -> bool:
-    """Several resolutions with equal heads."""
+def _keep_shared(config: TrainConfig, patch: Patch, base: Base) -> TrainConfig:
+    """``config`` under which what all resolutions of ``patch`` share is trained at none.
+
+    Raises:
+        ConfigError: it asks for shared scales that the patch does not have.
+    """
+    if len(patch.variants) == 1:
+        return config
+    scales = _is_shared(patch, base, "gamma")
+    if config.share_scales and not scales:
+        raise ConfigError(
+            f"training share_scales=True; the resolutions of patch {patch.task!r} have scales of "
+            "their own, and a re-tune keeps those shared that are; leave it out"
+        )
+    head = config.share_head and _is_shared(patch, base, "head")
+    return replace(config, share_head=head, share_scales=scales)
+
+
+def _is_shared(patch: Patch, base: Base, part: Part) -> bool:
+    """Whether the tensors of ``part`` are equal at all resolutions."""
     first, *others = patch.variants.values()
-    names = [key for key in first if key.startswith(f"{base.head_name}.")]
-    return bool(others) and all(
-        np.array_equal(first[key], other[key]) for other in others for key in names
-    )
+    names = [key for key in first if part_of(base, key) == part]
+    return all(np.array_equal(first[key], other[key]) for other in others for key in names)
 
 
 @dataclass(frozen=True, order=True)

@@ -101,8 +101,9 @@ def train_tasks(
     shares all but the head. One clock drives every task's learning rate.
 
     Raises:
-        ConfigError: fewer than one task, a name twice, ranks that cannot be divided, or statistics
-            measured before training, which do not hold while the weights change.
+        ConfigError: fewer than one task, a name twice, ranks that cannot be divided, a setting
+            that is not read, or statistics measured before training, which do not hold while the
+            weights change.
         DataError: a set that nothing can be learned from.
         TrainingError: a loss that is not finite, or a rank that stopped.
     """

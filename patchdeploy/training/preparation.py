@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,40 @@ PROBE_PX = 256
 TRAINING_SHARE = 0.5
 """Of a GPU's memory that images leave to training; beyond it they stay in the computer's."""
 
+TEACHER, ALL_WEIGHTS = "a teacher", "learn='all'"
+ENSEMBLE = "teach='ensemble' over several resolutions"
+_PATCH_ALONE: Mapping[str, str | None] = MappingProxyType({"transfer": None, "int8_retune": None})
+READERS: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
+    {
+        "shared_learning_rate": {"tasks": None, "resolutions": ALL_WEIGHTS},
+        "distillation_weight": {"transfer": TEACHER, "baseline": TEACHER, "int8_retune": None},
+        "temperature": {
+            "transfer": TEACHER,
+            "baseline": TEACHER,
+            "resolutions": ENSEMBLE,
+            "int8_retune": None,
+        },
+        "size_penalty": _PATCH_ALONE,
+        "rounding_step": _PATCH_ALONE,
+        "through_int8": _PATCH_ALONE,
+        "share_head": _PATCH_ALONE,
+        "share_scales": _PATCH_ALONE,
+    }
+)
+"""Keys of `TrainConfig` that not every method reads: the methods that do, each with what it needs
+to read them, None for nothing."""
+FUNCTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "train_patch": "transfer",
+        "train_baseline": "baseline",
+        "train_tasks": "tasks",
+        "train_resolutions": "resolutions",
+        "train_many_patches": "many",
+        "retune_patch_int8": "int8_retune",
+    }
+)
+"""The method of each function that trains."""
+
 
 def choose_device(config: TrainConfig) -> torch.device:
     """The GPU where there is one and the settings allow it."""
@@ -42,19 +77,61 @@ def choose_device(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def refuse_settings(config: TrainConfig, method: str) -> None:
-    """Refuse what ``method`` would pass over in silence.
+def find_unread(
+    config: TrainConfig, method: str, has: Collection[str] = ()
+) -> Iterator[tuple[str, str | None]]:
+    """Keys of ``config`` that are not at their default and that ``method`` never reads, each with
+    what it reads them with (see `READERS`); None where it reads them with nothing.
+
+    A distillation weight of 0 is what a run without a teacher has: it asks for nothing.
+
+    Args:
+        has: of the needs, those that are met.
+    """
+    plain = TrainConfig()
+    for key, methods in READERS.items():
+        value, need = getattr(config, key), methods.get(method)
+        if value == getattr(plain, key) or (method in methods and (need is None or need in has)):
+            continue
+        if need is None or key != "distillation_weight" or value != 0:
+            yield key, need
+
+
+def refuse_settings(config: TrainConfig, function: str, has: Collection[str] = ()) -> None:
+    """Refuse what ``function`` would pass over in silence.
+
+    Args:
+        has: see `find_unread`.
 
     Raises:
-        ConfigError: a setting that only patches over a frozen base, one at a time, have.
+        ConfigError: a setting that is not at its default and that ``function`` does not read.
     """
-    for key in ("size_penalty", "rounding_step", "through_int8", "share_scales"):
-        value = getattr(config, key)
-        if value:
-            raise ConfigError(
-                f"training {key}={value!r}; {method} has no such form, only a patch that is "
-                "trained on its own has (train_patch, method transfer); leave it out"
+    for key, need in find_unread(config, FUNCTIONS[function], has):
+        value, methods = getattr(config, key), READERS[key]
+        if need is not None:
+            rule = f"{function} reads it with {need} alone; give that or leave it out"
+        elif methods is _PATCH_ALONE:
+            rule = (
+                f"{function} has no such form, only a patch that is trained on its own has "
+                "(train_patch, method transfer); leave it out"
             )
+        else:
+            users = [name for name, method in FUNCTIONS.items() if method in methods]
+            rule = f"{function} does not read it, only {', '.join(users)}; leave it out"
+        raise ConfigError(f"training {key}={value!r}; {rule}")
+
+
+def refuse_statistics(which: str, statistics: str) -> None:
+    """Refuse batch statistics of a baseline that trains the last layer alone.
+
+    Raises:
+        ConfigError: they are asked for.
+    """
+    if which == "head" and statistics != "frozen":
+        raise ConfigError(
+            f"baseline 'head' with statistics {statistics!r}; the last layer alone learns over "
+            "normalisations as they are; use 'all' or leave statistics out"
+        )
 
 
 def check_resolutions(base: Base, resolutions: Sequence[int]) -> None:

@@ -32,6 +32,8 @@ from patchdeploy.training.objective import (
 )
 from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
+    ALL_WEIGHTS,
+    ENSEMBLE,
     check_resolutions,
     choose_device,
     digest,
@@ -85,6 +87,15 @@ class ResolutionsConfig:
                 "learn to 'all'"
             )
 
+    def needs_met(self, resolutions: int) -> frozenset[str]:
+        """Of what settings need to be read (`preparation.READERS`), what a run at so many has."""
+        met = {ALL_WEIGHTS: self.learn == "all", ENSEMBLE: self.taught(resolutions)}
+        return frozenset(need for need, is_met in met.items() if is_met)
+
+    def taught(self, resolutions: int) -> bool:
+        """Whether an ensemble of so many teaches each of them."""
+        return self.teach == "ensemble" and resolutions > 1
+
 
 @dataclass(frozen=True)
 class ResolutionsResult:
@@ -118,13 +129,14 @@ def train_resolutions(
     """Train one network at all ``resolutions`` together.
 
     Raises:
-        ConfigError: no resolution, one below the base's stride, or more ranks than images.
+        ConfigError: no resolution, one below the base's stride, a setting that is not read, or
+            more ranks than images.
         DataError: a set that nothing can be learned from.
         TrainingError: a loss that is not finite, or a rank that stopped.
     """
     config, settings = config or TrainConfig(), settings or ResolutionsConfig()
-    refuse_settings(config, "train_resolutions")
     sizes = sorted(set(resolutions), reverse=True)
+    refuse_settings(config, "train_resolutions", settings.needs_met(len(sizes)))
     if not sizes:
         raise ConfigError("resolutions []; a network runs at 1 at least; name sides in pixels")
     check_resolutions(base, sizes)
@@ -210,7 +222,7 @@ class _ResolutionLosses:
     ) -> None:
         self.model, self.names, self.config = model, names, config
         self.mixture: Tensor | None = None
-        if settings.teach == "ensemble" and len(names) > 1:
+        if settings.taught(len(names)):
             self.mixture = torch.zeros(len(names), device=model.device, requires_grad=True)
 
     def __call__(self, batches: Sequence[Batch]) -> Iterator[Mapping[int, Tensor]]:

@@ -22,6 +22,12 @@ from patchdeploy.patch import PatchConfig
 from patchdeploy.training.config import Augment, TrainConfig
 from patchdeploy.training.int8_retune import RETUNE
 from patchdeploy.training.resolutions import ResolutionsConfig
+from patchdeploy.training.run_checks import (
+    check_numbers,
+    check_read,
+    check_statistics,
+    not_read,
+)
 from patchdeploy.training.run_table import check_keys, describe_kind, read_table
 from patchdeploy.training.run_toml import Document, apply_overrides, read_toml
 from patchdeploy.training.sweep import SweepConfig
@@ -154,7 +160,11 @@ class RunConfig:
         document["task"] = values["tasks"]
         for key in not_used(self.method):
             document.pop(key, None)
-        return document
+        unread = not_read(self.method)
+        training = {key: value for key, value in values["training"].items() if key not in unread}
+        if self.method == "int8_retune":
+            training["through_int8"] = True  # whatever the dataclass says
+        return {**document, "training": training}
 
 
 TABLES: Mapping[str, type] = MappingProxyType(
@@ -218,8 +228,6 @@ TASK_KEYS: Mapping[str, tuple[Method, ...]] = MappingProxyType(
     }
 )
 """Keys of a [[task]] that only these methods read."""
-DIVIDED: tuple[Method, ...] = ("tasks", "many")
-"""Methods whose ranks are divided among tasks; in the others each takes a part of every batch."""
 
 
 def not_used(method: Method) -> tuple[str, ...]:
@@ -259,6 +267,7 @@ def parse_run_config(document: Mapping[str, Any], file: str, default_out: str = 
     config = RunConfig(**given)
     _check_method(config, document, method, file)
     _check_values(config, file)
+    check_read(config, document.get("training", {}), f"{file}, [training]")
     return config
 
 
@@ -360,40 +369,10 @@ def _check_values(config: RunConfig, file: str) -> None:
                 f"{where}: no 'patch'; method 'int8_retune' trains a patch further; add patch = "
                 "the folder of one"
             )
-    _check_numbers(config, file)
+    check_statistics(config, file)
+    check_numbers(config, file)
     if config.sweep.rates and config.training.learning_rate is not None:
         raise ConfigError(
             f"{file}, [sweep]: rates = {list(config.sweep.rates)} and [training] learning_rate = "
             f"{config.training.learning_rate}; a sweep sets the learning rate; remove one of them"
-        )
-
-
-def _check_numbers(config: RunConfig, file: str) -> None:
-    checks = (
-        ("loader", "workers", config.loader.workers, config.loader.workers >= 0, "0 or more"),
-        (
-            "workers",
-            "timeout_seconds",
-            config.workers.timeout_seconds,
-            0 < config.workers.timeout_seconds < float("inf"),
-            "positive",
-        ),
-        (
-            "workers",
-            "ranks_per_task",
-            list(config.workers.ranks_per_task or ()),
-            min(config.workers.ranks_per_task or (1,)) >= 1 and config.workers.ranks_per_task != (),
-            "one or more whole numbers of at least 1",
-        ),
-    )
-    for table, key, value, good, rule in checks:
-        if not good:
-            raise ConfigError(
-                f"{file}, [{table}]: {key} = {value!r}; it must be {rule}; correct it"
-            )
-    if config.workers.ranks_per_task is not None and config.method not in DIVIDED:
-        raise ConfigError(
-            f"{file}, [workers]: ranks_per_task = {list(config.workers.ranks_per_task)}; in method "
-            f"{config.method!r} every rank takes a part of every batch; it belongs to "
-            f"{', '.join(DIVIDED)}; remove it"
         )

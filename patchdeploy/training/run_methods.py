@@ -7,7 +7,7 @@ method's part of the summary. A method is a row of `METHODS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,12 +19,18 @@ from patchdeploy.patch import Patch, count_parameters
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training.accuracy import accuracy
 from patchdeploy.training.baseline import evaluate, train_baseline
+from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.int8_retune import retune_patch_int8
 from patchdeploy.training.mixed import train_many_patches
 from patchdeploy.training.multitask import TaskImages, train_tasks
 from patchdeploy.training.objective import Forward
-from patchdeploy.training.preparation import choose_device, make_samples
+from patchdeploy.training.preparation import (
+    READERS,
+    TEACHER,
+    choose_device,
+    make_samples,
+)
 from patchdeploy.training.resolutions import train_resolutions
 from patchdeploy.training.run_config import Method, RunConfig, TaskConfig
 from patchdeploy.training.run_teacher import open_teacher
@@ -96,7 +102,7 @@ def train_transfer(job: Job) -> Summary:
         patch = train_patch(
             job.base,
             task.train,
-            job.config.training,
+            _settings(job, task),
             job.config.patch,
             task=task.name,
             resolutions=job.config.resolutions or None,
@@ -165,7 +171,7 @@ def train_baselines(job: Job) -> Summary:
             job.base,
             task.train,
             job.config.trained,
-            job.config.training,
+            _settings(job, task),
             resolution=job.resolution,
             validation=task.validation,
             statistics=job.config.statistics,
@@ -198,6 +204,16 @@ def _teacher(job: Job, task: TaskData) -> Forward | None:
         return None
     device = choose_device(job.config.training)
     return open_teacher(name, task.name, task.train.classes, job.base.preprocessing, device)
+
+
+def _settings(job: Job, task: TaskData) -> TrainConfig:
+    """The run's; a task without a teacher has none of a teacher's keys, which are for others."""
+    given = job.config.training
+    if task.config.teacher is not None or not any(one.config.teacher for one in job.tasks):
+        return given
+    plain = TrainConfig()
+    own = {key: getattr(plain, key) for key, needs in READERS.items() if TEACHER in needs.values()}
+    return replace(given, **own)
 
 
 def train_together(job: Job) -> Summary:
@@ -276,6 +292,8 @@ def train_over_one_base(job: Job) -> Summary:
 
 def retune_for_int8(job: Job) -> Summary:
     """Each task's existing patch, trained further through the int8 base."""
+    training = replace(job.config.training, through_int8=True)
+    job = replace(job, config=replace(job.config, training=training))
     reports = {}
     for task in job.tasks:
         assert task.config.patch is not None  # the method's rule

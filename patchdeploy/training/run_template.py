@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, fields
 from types import MappingProxyType
 from typing import Any
 
+from patchdeploy.training.run_checks import not_read
 from patchdeploy.training.run_config import (
     DEFAULTS,
     RULES,
@@ -75,7 +76,8 @@ def write_template(method: Method) -> str:
         if name not in RULES[method].refused:
             given = training if name == "training" else {}
             shown = DEFAULTS.get(method, {}).get(name, {})
-            parts.append(f"[{name}]\n" + _describe(kind, given, (), shown))
+            hidden = not_read(method) if name == "training" else ()
+            parts.append(f"[{name}]\n" + _describe(kind, given, hidden, shown))
     hidden = tuple(key for key, users in TASK_KEYS.items() if method not in users)
     parts.append("[[task]]\n" + _describe(TaskConfig, tasks[0], hidden))
     parts += [

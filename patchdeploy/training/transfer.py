@@ -31,10 +31,12 @@ from patchdeploy.training.objective import (
 )
 from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
+    TEACHER,
     check_resolutions,
     choose_device,
     digest,
     make_pair,
+    refuse_settings,
     scale_floors,
     split_images,
 )
@@ -75,7 +77,8 @@ def train_patch(
 
     Raises:
         DataError: an empty set, a single class, or validation images of other classes.
-        ConfigError: the patch owns nothing to train, or a resolution below the base's stride.
+        ConfigError: the patch owns nothing to train, a setting that is not read, or a resolution
+            below the base's stride.
         TrainingError: the loss is not finite, or another rank has stopped.
         KeyboardInterrupt: Ctrl-C; with ``run_dir`` the run is saved first.
     """
@@ -90,6 +93,7 @@ def train_patch(
             "resolution's own statistics give its scales other values, so that nothing is shared; "
             "use statistics 'frozen' or leave share_scales out"
         )
+    refuse_settings(config, "train_patch", {TEACHER} if teacher is not None else ())
     model = PatchedModel(base, choose_device(config))
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None

@@ -18,6 +18,7 @@ from patchdeploy.patched_model import PatchedModel
 from patchdeploy.quantize.executor import IntegerResult, run_integer
 from patchdeploy.quantize.model import unflatten_variant
 from patchdeploy.training import TrainConfig, train_patch
+from patchdeploy.training.compact_code import coded_bytes, part_of, uniform_steps
 from patchdeploy.training.int8_aware import BEGUN, SCALES, ZERO_POINTS, Int8Plan, open_int8
 from patchdeploy.training.int8_retune import retune_patch_int8
 from patchdeploy.training.loop import EpochRecord
@@ -296,6 +297,86 @@ def test_a_retune_measures_no_statistics_anew(
     ]
     assert changed  # the re-tune was kept
     assert not any(key.endswith(("running_mean", "running_var")) for key in changed)
+
+
+SHARED = replace(THROUGH, through_int8=False, share_scales=True)
+"""Trains scales at the largest resolution alone."""
+
+
+def scales_of(base: Base, patch: Patch, px: int) -> dict[str, np.ndarray]:
+    return {k: v for k, v in patch.tensors(px).items() if part_of(base, k) == "gamma"}
+
+
+def assert_keeps_scales(base: Base, patch: Patch, retuned: Patch) -> None:
+    """As they were at every resolution, while biases have moved."""
+    for px in patch.resolutions:
+        assert scales_of(base, patch, px)
+        for key, value in scales_of(base, patch, px).items():
+            np.testing.assert_array_equal(value, retuned.tensors(px)[key], err_msg=f"{px} {key}")
+    moved = {
+        part_of(base, key)
+        for px in patch.resolutions
+        for key, value in patch.tensors(px).items()
+        if not np.array_equal(value, retuned.tensors(px)[key])
+    }
+    assert "beta" in moved
+
+
+def test_a_retune_over_the_embedded_base_keeps_shared_scales_and_few_bytes() -> None:
+    base, images = Base.embedded(), load_packaged("optical_digits")[0].subset(range(64))
+    config = replace(SHARED, epochs=1, batch_size=16, learning_rate=1e-3)
+    patch = train_patch(base, images, config, resolutions=(48, 32), quiet=True)
+    settings = replace(RETUNE, epochs=1, batch_size=16, learning_rate=1e-2)
+    retuned = retune_patch_int8(base, patch, images, settings, quiet=True)
+    assert_keeps_scales(base, patch, retuned)
+    assert retuned.metrics["int8_retune"]["settings"]["share_scales"]
+    # Coded against 48 px, the scales of 32 px are zeros; with ones of its own they are not.
+    own = retune_patch_int8(base, apart(base, patch), images, settings, quiet=True)
+    assert not own.metrics["int8_retune"]["settings"]["share_scales"]
+    bytes_of = {name: scale_bytes(base, one) for name, one in (("kept", retuned), ("own", own))}
+    assert bytes_of["kept"] < bytes_of["own"]
+
+
+def apart(base: Base, patch: Patch) -> Patch:
+    """``patch`` with one scale of its smallest resolution moved by less than any rounding sees."""
+    px = min(patch.resolutions)
+    key = next(iter(scales_of(base, patch, px)))
+    moved = {key: patch.tensors(px)[key] * np.float32(1.0001)}
+    return replace(patch, variants={**patch.variants, px: {**patch.tensors(px), **moved}})
+
+
+def scale_bytes(base: Base, patch: Patch) -> int:
+    """Of the scales of all resolutions, coded in steps of 1/16 of an octave."""
+    own = tensors_of(patch, max(patch.resolutions))
+    return coded_bytes(base, patch, uniform_steps(base, own, 1 / 16))["gamma"]
+
+
+def test_a_retune_keeps_shared_scales_where_heads_are_each_resolutions_own(
+    base: Base, digits: ImageDataset
+) -> None:
+    config = replace(SHARED, share_head=False)
+    patch = train_patch(base, digits, config, resolutions=(PX, 12), quiet=True)
+    heads = {px: patch.tensors(px)[f"{base.head_name}.weight"] for px in patch.resolutions}
+    assert not np.array_equal(*heads.values())
+    settings = replace(RETUNE, learning_rate=1e-3, epochs=6)
+    retuned = retune_patch_int8(base, patch, digits, settings, quiet=True)
+    assert_keeps_scales(base, patch, retuned)
+    assert any(
+        not np.array_equal(head, retuned.tensors(px)[f"{base.head_name}.weight"])
+        for px, head in heads.items()
+    )
+
+
+def test_a_retune_is_not_told_to_share_scales_that_differ(
+    base: Base, digits: ImageDataset, patch: Patch
+) -> None:
+    shares = replace(RETUNE, share_scales=True)
+    with pytest.raises(ConfigError) as caught:
+        retune_patch_int8(base, patch, digits, shares, quiet=True)
+    assert str(caught.value) == (
+        f"training share_scales=True; the resolutions of patch {patch.task!r} have scales of their "
+        "own, and a re-tune keeps those shared that are; leave it out"
+    )
 
 
 def test_a_retune_that_only_harms_is_dropped(

@@ -148,7 +148,8 @@ def test_a_patch_learns_from_a_teacher_what_its_labels_do_not_say(
     config = replace(SHORT, epochs=8, distillation_weight=1.0, augment="shift")
     answers = torch.tensor(evaluate(teacher, test, PX, base)[1])
     for name, given_teacher in (("taught", teach), ("alone", None)):
-        patch = train_patch(base, wrong, config, validation=held, teacher=given_teacher, quiet=True)
+        own = config if given_teacher else replace(config, distillation_weight=0.0)
+        patch = train_patch(base, wrong, own, validation=held, teacher=given_teacher, quiet=True)
         model = PatchedModel(base)
         model.load_patch(patch)
         top1, scores = evaluate(model, test, PX, base)

@@ -25,7 +25,7 @@ from patchdeploy.errors import (
 )
 from patchdeploy.named import open_base, open_images
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.training import TrainConfig
+from patchdeploy.training import TrainConfig, run_methods
 from patchdeploy.training.resolutions import ResolutionsConfig
 from patchdeploy.training.run import open_task, run_training
 from patchdeploy.training.run_config import (
@@ -211,10 +211,16 @@ def test_many_patches_over_one_base_are_trained_at_once(
         assert set(found["test_top1"]) == {"32"}
 
 
-def test_a_patch_is_retuned_for_int8(tmp_path: Path, images: dict[str, TaskConfig]) -> None:
+def test_a_patch_is_retuned_for_int8(
+    tmp_path: Path, images: dict[str, TaskConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[int] = []
+    real = run_methods.open_int8
+    note = lambda *given: tested.append(given[2]) or real(*given)  # noqa: E731
+    monkeypatch.setattr(run_methods, "open_int8", note)
     run(make_config(tmp_path / "float", "transfer", images["digits"]))
     folder = tmp_path / "float/patches/digits"
-    training = replace(SHORT, through_int8=True, learning_rate=2e-3)
+    training = replace(SHORT, learning_rate=2e-3)  # through int8 without being told so
     task = replace(images["digits"], patch=str(folder))
     config = make_config(tmp_path / "run", "int8_retune", task, training=training, resolutions=())
     found = run(config)["tasks"]["digits"]
@@ -224,6 +230,24 @@ def test_a_patch_is_retuned_for_int8(tmp_path: Path, images: dict[str, TaskConfi
     patch = Patch.from_pretrained(tmp_path / "run" / found["patch"])
     assert patch.metrics["int8_retune"]["settings"]["through_int8"]
     assert (tmp_path / "run/32.pt").exists()
+    assert "through_int8 = true" in (tmp_path / "run/config.toml").read_text()
+    assert tested == [32]  # the test images go through int8 too
+    assert run(config, resume=True)["tasks"]["digits"] == found
+
+
+def test_a_teachers_settings_are_for_the_task_that_has_one(
+    tmp_path: Path, images: dict[str, TaskConfig]
+) -> None:
+    found = run(make_config(tmp_path / "all", "baseline", images["digits"]))["tasks"]["digits"]
+    taught = replace(images["digits"], teacher=f"trained:{tmp_path / 'all' / found['network']}")
+    training = replace(SHORT, distillation_weight=0.7, temperature=2.0)
+    for method in ("transfer", "baseline"):
+        out = tmp_path / method
+        run(make_config(out, method, taught, images["garments"], training=training))
+    patches = (Patch.from_pretrained(tmp_path / f"transfer/patches/{name}") for name in images)
+    settings = [patch.metrics["settings"] for patch in patches]
+    assert [one["distillation_weight"] for one in settings] == [0.7, 0.5]
+    assert [one["temperature"] for one in settings] == [2.0, 1.0]
 
 
 def test_every_method_has_a_function() -> None:
