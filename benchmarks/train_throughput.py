@@ -5,6 +5,9 @@ that the training functions take (batch, augmentation settings, losses, optimise
 scales), candidates interleaved round by round. On a CPU in float32; on a GPU in bfloat16 autocast,
 channels last, uint8 images resident, eager and compiled. Images are noise: times do not depend on
 them. ``--peak`` is for the benchmark itself: one candidate in a process of its own.
+
+Each subject's figures are a file, ``train_throughput_<subject>_<images>.json`` (on a GPU with
+``_cuda`` behind), in benchmarks/results, where a copy is committed; of ``--quick`` under ``--out``.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from roofline import COPY, MATMUL, Peaks, Work, measure_work, peak_calls, synchr
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, Preprocessing
-from patchdeploy.measure import Measurement, measure_interleaved
+from patchdeploy.measure import Measurement, measure_interleaved, read_load_average
 from patchdeploy.training import TrainConfig, baseline, mixed, resolutions, session, transfer
 from patchdeploy.training.loop import make_step
 from patchdeploy.training.trainee import Trainee
@@ -51,6 +54,7 @@ MIXED, SIZES = f"{TASKS} tasks", f"{len(SHARES)} resolutions"
 GOALS_PER_SECOND = {ALL: 15_000, PATCH: 20_000}
 GOAL_PX = 224
 COMPILED = ", compiled"
+RESULTS = Path("benchmarks/results")
 PEAK_RESET, PROCESS_STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -75,6 +79,12 @@ class Setting:
         """Sides of the resolutions, none below the network's stride, the largest first."""
         return sorted({max(STRIDE, round(self.px * share)) for share in SHARES}, reverse=True)
 
+    @property
+    def file_name(self) -> str:
+        """Of its results, without the ending."""
+        device = "" if self.device == "cpu" else f"_{self.device}"
+        return f"train_throughput_{self.subject}_{self.images}{device}"
+
 
 class CapturedError(Exception):
     """Carries what a training function has built, instead of training it."""
@@ -98,19 +108,20 @@ def choose_setting(subject: str, device: str, quick: bool, images: int | None = 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--images, which 16 tasks can share evenly."""
+    """--images, which 16 tasks can share evenly; --results."""
 
     def shared(text: str) -> int:
-        count = int(text)
+        count = int(text) if text.isdecimal() else 0
         if count < TASKS or count % TASKS:
             raise argparse.ArgumentTypeError(
-                f"{count} images; {TASKS} tasks share a step evenly; give a multiple of {TASKS}"
+                f"{text} images; {TASKS} tasks share a step evenly; give a multiple of {TASKS}"
             )
         return count
 
     parser.add_argument(
         "--images", type=shared, help=f"in a step, a multiple of {TASKS} (each resolution: as many)"
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON (--quick: as --out)")
 
 
 def load_base(setting: Setting) -> Base:
@@ -228,6 +239,7 @@ def measure_setting(setting: Setting, rounds: int, quick: bool) -> dict[str, Any
         row["peak_bytes"] = measure_peak(name, setting, calls[name])
     return {
         "setting": asdict(setting) | {"sizes": setting.sizes, "classes": CLASSES},
+        "rounds": rounds,
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if setting.device == "cuda" else None,
         "peaks": asdict(peaks),
@@ -376,20 +388,21 @@ def main() -> None:
         print_peak(sys.argv[2], Setting(**json.loads(sys.argv[3])))
         return
     arguments = parse_arguments(__doc__ or "", default_rounds=15, own=add_options)
+    load = read_load_average()
     torch.set_num_threads(1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    rounds = min(arguments.rounds, 3) if arguments.quick else arguments.rounds
+    results = arguments.out if arguments.quick else arguments.results
     document: dict[str, Any] = {}
-    goals: list[Goal] = []
     for device in devices:
         for subject in arguments.subject:
             setting = choose_setting(subject, device, arguments.quick, arguments.images)
-            rounds = min(arguments.rounds, 3) if arguments.quick else arguments.rounds
             found = measure_setting(setting, rounds, arguments.quick)
             document[f"{subject}, {setting.px} px, {device}"] = found
             print_setting(found)
-            goals += goals_of(found)
+            found = {"load_average_before": load, **found}
+            save_results(results, setting.file_name, found, goals_of(found), arguments.quick)
     plot(document, arguments.out)
-    save_results(arguments.out, "train_throughput", {"settings": document}, goals, arguments.quick)
 
 
 if __name__ == "__main__":

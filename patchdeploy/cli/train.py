@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -46,6 +45,7 @@ def train(
     """Train what a TOML file says: patches, baselines, several tasks or resolutions at once."""
     from patchdeploy.training.run import run_training
     from patchdeploy.training.run_config import load_run_config
+    from patchdeploy.training.workers import resume_command
 
     overrides = [*(settings or []), *([f"out={_quoted(out)}"] if out else [])]
     loaded = load_run_config(config, overrides)
@@ -55,9 +55,8 @@ def train(
         with _short_warnings(first):
             result = run_training(loaded, resume=resume, quiet=quiet, command=command)
     except KeyboardInterrupt:
-        again = [*command, *(["--resume"] if "--resume" not in command else [])]
         raise RunInterruptedError(
-            f"interrupted; {loaded.out} keeps what was done; go on with: {shlex.join(again)}"
+            f"interrupted; {loaded.out} keeps what was done; go on with: {resume_command(command)}"
             if first
             else ""
         ) from None

@@ -47,7 +47,7 @@ def run_training(
     Args:
         resume: go on with the run in that folder.
         quiet: no progress on standard error.
-        command: as typed, to be noted.
+        command: as typed, to be noted, and to say how a run that was stopped goes on.
 
     Raises:
         ConfigError, DataError, BaseError: something asked for that cannot be had.
@@ -58,7 +58,7 @@ def run_training(
     begun = time.perf_counter()
     check_ranks(config)
     given = config.workers
-    opened = open_workers(given.ranks_per_task, given.backend, given.timeout_seconds)
+    opened = open_workers(given.ranks_per_task, given.backend, given.timeout_seconds, command)
     with opened as workers, _hold_folder(config, resume, workers):
         tasks = tuple(open_task(one, config.loader) for one in config.tasks)
         base = open_base(config.base)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import Tensor
 from patchdeploy.errors import ConfigError, TrainingError
 from patchdeploy.training.samples import Share
 
+FROM_PYTHON = "all ranks started again, with resume=True"
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -34,11 +37,13 @@ class Workers:
         world: processes in the run.
         ranks_per_task: how many ranks each task has (one number for all, or one a task); None to
             divide them evenly. Refused where batches are split instead (`Trainee.coupled`).
+        again: what goes on with the run where a rank has stopped (`resume_command`).
     """
 
     rank: int = 0
     world: int = 1
     ranks_per_task: tuple[int, ...] | None = None
+    again: str = FROM_PYTHON
 
     def shares(self, names: Sequence[str], coupled: bool) -> tuple[Share, ...]:
         """What this rank computes in each step.
@@ -141,8 +146,8 @@ class Workers:
         except RuntimeError as error:
             raise TrainingError(
                 f"rank {self.rank} of {self.world}: another rank has stopped or did not answer "
-                f"({_first_sentence(error)}); all ranks must run to the end; see its own "
-                "message, then start all ranks again and resume: the last checkpoint is whole"
+                f"({_first_sentence(error)}); all ranks must run to the end; see its own message; "
+                f"the last checkpoint is whole; go on with: {self.again}"
             ) from error
 
 
@@ -150,6 +155,30 @@ def _first_sentence(error: Exception) -> str:
     """Of gloo and NCCL, without the place in their own source that they begin with."""
     line = str(error).splitlines()[0]
     return re.sub(r"^\[[^]]*:\d+\] ", "", line).partition(". ")[0][:200]
+
+
+def resume_command(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> str:
+    """What goes on with a run that was stopped, as a person types it.
+
+    A rank sees its own arguments and how many ranks there are, not torchrun's arguments: for ranks
+    of one machine that is enough, for several machines the command is said in words.
+
+    Args:
+        command: as typed behind torchrun's part: patchdeploy, train, ...; empty where the run was
+            started from Python.
+        environment: of this rank.
+    """
+    if not command:
+        return FROM_PYTHON
+    again = shlex.join([*command, *(["--resume"] if "--resume" not in command else [])])
+    world, local = (environment.get(key, "") for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world in ("", "1"):
+        return again
+    if local == world:
+        return f"torchrun --nproc-per-node {world} -m {again}"
+    if not local:
+        return "the same command for each rank, with --resume"
+    return "the same torchrun command on each machine, with --resume"
 
 
 SINGLE = Workers()
@@ -183,12 +212,14 @@ def open_workers(
     ranks_per_task: Sequence[int] | None = None,
     backend: str | None = None,
     timeout_seconds: float = 600.0,
+    command: Sequence[str] = (),
 ) -> Iterator[Workers]:
     """The workers that torchrun's environment describes; one alone without it.
 
     Args:
         backend: "gloo" or "nccl"; by default nccl where there is a GPU for each rank.
         timeout_seconds: how long a rank waits for the others in one exchange.
+        command: see `resume_command`.
 
     Raises:
         ConfigError: an environment that is not whole, or numbers in it that are none.
@@ -214,6 +245,6 @@ def open_workers(
             f"must reach MASTER_ADDR:MASTER_PORT; {REMEDY}"
         ) from error
     try:
-        yield Workers(dist.get_rank(), world, given)
+        yield Workers(dist.get_rank(), world, given, resume_command(command))
     finally:
         dist.destroy_process_group()
