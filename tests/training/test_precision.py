@@ -16,6 +16,7 @@ from patchdeploy.patch import Patch
 from patchdeploy.training import TrainConfig, train_patch
 from patchdeploy.training.config import Precision
 from patchdeploy.training.mixed import train_many_patches
+from patchdeploy.training.objective import autocast
 
 PX, EPOCHS = 32, 6
 IMAGES = 48
@@ -73,6 +74,18 @@ def check_patches(wide: Mapping[str, np.ndarray], half: Mapping[str, np.ndarray]
         # One float32 in 2^16 has a bfloat16's bits by chance; a scale that a bound holds, or one
         # that hardly moves, may too.
         assert np.mean(rounded == value) < 0.5, key
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)],
+)
+def test_a_forward_pass_on_a_processor_runs_in_the_precision_of_its_name(
+    precision: Precision, dtype: torch.dtype
+) -> None:
+    x, weight = torch.ones(2, 3), torch.ones(4, 3, requires_grad=True)
+    with autocast(settings(precision), torch.device("cpu")):
+        assert nn.functional.linear(x, weight).dtype == dtype
 
 
 def test_a_patch_learns_in_bfloat16_what_it_learns_in_float32(base: Base, tmp_path: Path) -> None:

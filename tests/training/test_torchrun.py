@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from joint_cases import assert_equal, base_arrays, patch_arrays
 
@@ -20,6 +21,7 @@ from patchdeploy.named import open_base
 from patchdeploy.patch import Patch
 from patchdeploy.training.run import run_training
 from patchdeploy.training.run_config import load_run_config
+from patchdeploy.training.workers import resume_command
 
 sys.path.insert(0, str(Path(__file__).parent))
 import worker_program
@@ -219,3 +221,31 @@ def test_ctrl_c_is_answered_once_by_a_command_that_goes_on_to_the_end(tmp_path: 
     assert before == f"error: interrupted; {folder / 'run'} keeps what was done"
     assert shlex.split(command) == [*typed(folder), "--resume"]
     resume_by(command, folder)
+
+
+TRAIN = ("patchdeploy", "train", "my run.toml")
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "again"),
+    [
+        (TRAIN, {}, "patchdeploy train 'my run.toml' --resume"),
+        ((*TRAIN, "--resume"), {"WORLD_SIZE": "1"}, "patchdeploy train 'my run.toml' --resume"),
+        (
+            TRAIN,
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"},
+            "torchrun --nproc-per-node 4 -m patchdeploy train 'my run.toml' --resume",
+        ),
+        (
+            TRAIN,
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            "the same torchrun command on each machine, with --resume",
+        ),
+        (TRAIN, {"WORLD_SIZE": "4"}, "the same command for each rank, with --resume"),
+        ((), {"WORLD_SIZE": "4"}, "all ranks started again, with resume=True"),
+    ],
+)
+def test_a_stopped_run_goes_on_with_the_command_that_its_ranks_can_know(
+    command: tuple[str, ...], environment: dict[str, str], again: str
+) -> None:
+    assert resume_command(command, environment) == again

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from joint_cases import assert_equal, largest_difference, metric_lines
 
 from patchdeploy.errors import ConfigError, TrainingError
-from patchdeploy.training.workers import Workers, open_workers, resume_command
+from patchdeploy.training.workers import Workers, open_workers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worker_program import FAILED, INTERRUPTED, Order, run_rank
@@ -206,8 +206,8 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_resumes_to_the_same_result(
     before, _, after = error["message"].partition("(")
     assert before == "rank 0 of 2: another rank has stopped or did not answer "
     assert after.partition("); ")[2] == (
-        "all ranks must run to the end; see its own message, then start all ranks again and "
-        "resume: the last checkpoint is whole"
+        "all ranks must run to the end; see its own message; the last checkpoint is whole; go on "
+        "with: all ranks started again, with resume=True"
     )
     position = torch.load(tmp_path / "killed" / "run" / "tasks.pt")["position"]
     assert (position["epoch"], position["step"]) == (1, 2)
@@ -397,34 +397,6 @@ def test_ranks_that_do_not_find_each_other_are_a_training_error(
         "); each must reach MASTER_ADDR:MASTER_PORT; torchrun sets them; start the command with "
         "torchrun --nproc-per-node"
     )
-
-
-TRAIN = ("patchdeploy", "train", "my run.toml")
-
-
-@pytest.mark.parametrize(
-    ("command", "environment", "again"),
-    [
-        (TRAIN, {}, "patchdeploy train 'my run.toml' --resume"),
-        ((*TRAIN, "--resume"), {"WORLD_SIZE": "1"}, "patchdeploy train 'my run.toml' --resume"),
-        (
-            TRAIN,
-            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"},
-            "torchrun --nproc-per-node 4 -m patchdeploy train 'my run.toml' --resume",
-        ),
-        (
-            TRAIN,
-            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
-            "the same torchrun command on each machine, with --resume",
-        ),
-        (TRAIN, {"WORLD_SIZE": "4"}, "the same command for each rank, with --resume"),
-        ((), {"WORLD_SIZE": "4"}, "all ranks started again, with resume=True"),
-    ],
-)
-def test_a_stopped_run_goes_on_with_the_command_that_its_ranks_can_know(
-    command: tuple[str, ...], environment: dict[str, str], again: str
-) -> None:
-    assert resume_command(command, environment) == again
 
 
 def test_without_torchrun_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
