@@ -7,9 +7,12 @@ kernels and the last layer are each task's own.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from patchdeploy.errors import PatchError
 from patchdeploy.patch.forward import share_structure
 from patchdeploy.patched_model.affine import scale_groups, segment_moments
 from patchdeploy.patched_model.rows import HEAD, RowLayout, Rows
+
+Activations = dict[nn.Module, tuple[nn.Module, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -83,18 +88,25 @@ class Current:
 
 
 class _MixedNorm(nn.Module):
-    """In place of a normalisation."""
+    """In place of a normalisation, and of the activation function after it."""
 
-    def __init__(self, current: Current, site: int, path: str, epsilon: float) -> None:
+    def __init__(
+        self,
+        current: Current,
+        site: int,
+        path: str,
+        epsilon: float,
+        limits: tuple[float, float] | None,
+    ) -> None:
         super().__init__()
         self._current, self._site = current, site
-        self._path, self._epsilon = path, epsilon
+        self._path, self._epsilon, self._limits = path, epsilon, limits
 
     def forward(self, x: Tensor) -> Tensor:
         now = self._current.now
         scale, bias = now.scales[self._site], now.biases[self._site]
         if not now.learns:
-            return scale_groups(x, scale, bias)
+            return scale_groups(x, scale, bias, self._limits)
         pixels = x.shape[2] * x.shape[3]
         values = [count * pixels for count in now.counts]
         if min(values) < 2:
@@ -108,7 +120,7 @@ class _MixedNorm(nn.Module):
         now.moments.append((self._path, mean.detach(), var.detach() * unbiased))
         folded = scale * torch.rsqrt(var + self._epsilon)
         shift = bias - mean * folded
-        return scale_groups(x, now.gather(folded), now.gather(shift))
+        return scale_groups(x, now.gather(folded), now.gather(shift), self._limits)
 
 
 class _MixedDepthwise(nn.Module):
@@ -181,11 +193,16 @@ def build_structure(base: Base, layout: RowLayout, current: Current) -> nn.Modul
     structure = share_structure(base.module)
     modules = dict(structure.named_modules())
     sites = layout.sites
+    activations = find_activations(structure)
     places: dict[nn.Module, nn.Module] = {}
     for site, path in enumerate(sites.norms):
         norm = modules[path]
         assert isinstance(norm, nn.BatchNorm2d)
-        places[norm] = _MixedNorm(current, site, path, norm.eps)
+        limits = None
+        if norm in activations:
+            activation, limits = activations[norm]
+            places[activation] = nn.Identity()
+        places[norm] = _MixedNorm(current, site, path, norm.eps, limits)
     for site, path in enumerate(sites.depthwise):
         conv = modules[path]
         assert isinstance(conv, nn.Conv2d)
@@ -199,6 +216,30 @@ def build_structure(base: Base, layout: RowLayout, current: Current) -> nn.Modul
             if child is not None and child in places:
                 setattr(parent, name, places[child])
     return structure.eval()
+
+
+def find_activations(structure: nn.Module) -> Activations:
+    """By normalisation: the ReLU, ReLU6 or Hardtanh that follows it, and its lowest and highest
+    value. Only where both stand in one nn.Sequential and nowhere else, so that nothing else reads
+    what is between them.
+    """
+    parents = list(structure.modules())
+    uses = Counter(child for parent in parents for child in parent._modules.values())
+    found: Activations = {}
+    for parent in parents:
+        if type(parent).forward is not nn.Sequential.forward:
+            continue
+        for norm, activation in pairwise(parent._modules.values()):
+            if not isinstance(norm, nn.BatchNorm2d) or uses[norm] > 1 or uses[activation] > 1:
+                continue
+            if type(activation) is nn.ReLU:
+                found[norm] = activation, (0.0, math.inf)
+            elif isinstance(activation, nn.Hardtanh) and type(activation) in (
+                nn.ReLU6,
+                nn.Hardtanh,
+            ):
+                found[norm] = activation, (activation.min_val, activation.max_val)
+    return found
 
 
 def _explicit_hook(current: Current, site: int) -> Any:

@@ -1,5 +1,6 @@
 """Mixed-task batches: scores and gradients are those of task by task, and reach no other task."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from patchdeploy.errors import (
 from patchdeploy.patch import Kind, Patch, PatchConfig, Statistics
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.patched_model.affine import BLOCK_BYTES, scale_groups, segment_moments
+from patchdeploy.patched_model.layers import Current, build_structure, find_activations
 from patchdeploy.patched_model.mixed import MixedTaskModel
 from patchdeploy.patched_model.rows import plan_rows
 
@@ -67,6 +69,29 @@ def squeezing() -> Base:
         nn.Flatten(),
     )
     return Base.from_module(module, Preprocessing(input_size=SIDE), "squeezing")
+
+
+@pytest.fixture(scope="module")
+def clipped() -> Base:
+    """An activation function after each normalisation but the last, of each kind with limits."""
+    torch.manual_seed(2)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.Hardtanh(-0.3, 0.7),
+        nn.Conv2d(16, 16, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
+    return Base.from_module(module, Preprocessing(input_size=SIDE), "clipped")
 
 
 def images(count: int, seed: int = 0) -> Tensor:
@@ -125,7 +150,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("which", ["base", "squeezing"])
+@pytest.mark.parametrize("which", ["base", "squeezing", "clipped"])
 def test_each_image_gets_the_scores_of_its_own_task(
     which: str, order: list[int], request: pytest.FixtureRequest
 ) -> None:
@@ -165,9 +190,11 @@ def test_the_embedded_base_agrees_with_one_task_at_a_time() -> None:
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("counts", [(4, 4, 4), (5, 2, 4)])
+@pytest.mark.parametrize("which", ["base", "clipped"])
 def test_gradients_and_statistics_are_those_of_each_task_alone(
-    base: Base, statistics: Statistics, counts: tuple[int, ...]
+    which: str, statistics: Statistics, counts: tuple[int, ...], request: pytest.FixtureRequest
 ) -> None:
+    base: Base = request.getfixturevalue(which)
     config = PatchConfig(("scale_bias", "depthwise", "head"), statistics=statistics)
     mixed, alone = both(base, config)
     batch = images(sum(counts))
@@ -303,10 +330,16 @@ def test_the_base_is_never_written(base: Base) -> None:
     channels=st.integers(1, 5),
     side=st.integers(1, 4),
     last=st.booleans(),
+    limits=st.sampled_from([None, (0.0, 6.0), (0.0, math.inf), (-0.3, 0.7)]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_scaling_and_its_gradients_follow_their_formula(
-    groups: int, per_group: int, channels: int, side: int, last: bool
+    groups: int,
+    per_group: int,
+    channels: int,
+    side: int,
+    last: bool,
+    limits: tuple[float, float] | None,
 ) -> None:
     generator = torch.Generator().manual_seed(groups + 10 * per_group + 100 * channels)
 
@@ -316,10 +349,12 @@ def test_the_scaling_and_its_gradients_follow_their_formula(
     x = draw(groups * per_group, channels, side, side)
     x = (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_()
     scale, shift = draw(groups, channels).requires_grad_(), draw(groups, channels).requires_grad_()
-    found = scale_groups(x, scale, shift)
+    found = scale_groups(x, scale, shift, limits)
     assert found.stride() == x.stride()
     each = torch.arange(groups).repeat_interleave(per_group)
     expected = x * scale[each][:, :, None, None] + shift[each][:, :, None, None]
+    if limits is not None:
+        expected = nn.Hardtanh(*limits)(expected)
     upstream = draw(*x.shape)
     # float64: at most 48 terms of magnitude below 20, so two orders differ by less than
     # 2 * 48 * 2**-53 * 48 * 20 = 1e-11.
@@ -357,6 +392,66 @@ def test_activations_larger_than_a_block_give_the_same_gradients(rows: int, last
         assert float((one - other).abs().max()) < 0.28
 
 
+@pytest.mark.parametrize("rows", [2, 4, 8])
+@pytest.mark.parametrize("side", [16, 256])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.3, 0.7)])
+def test_limits_give_the_bits_of_the_activation_function_after_the_scaling(
+    rows: int, side: int, activation: nn.Module
+) -> None:
+    """In one block and in several; a channel of zeros lies on a limit, where the gradient is 0."""
+    generator = torch.Generator().manual_seed(rows)
+    drawn = torch.randn(8, 4, side, side, generator=generator)
+    x = (4 * drawn).contiguous(memory_format=torch.channels_last).requires_grad_()
+    scale = torch.randn(rows, 4, generator=generator)
+    shift = torch.randn(rows, 4, generator=generator)
+    scale[:, 1], shift[:, 1] = 0.0, 0.0
+    scale, shift = scale.requires_grad_(), shift.requires_grad_()
+    limits = (0.0, math.inf)
+    if isinstance(activation, nn.Hardtanh):
+        limits = activation.min_val, activation.max_val
+    found, expected = (
+        scale_groups(x, scale, shift, limits),
+        activation(scale_groups(x, scale, shift)),
+    )
+    assert torch.equal(found, expected)
+    upstream = torch.randn(x.shape, generator=generator)
+    for one, other in zip(
+        torch.autograd.grad(found, (x, scale, shift), upstream),
+        torch.autograd.grad(expected, (x, scale, shift), upstream),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_an_activation_function_is_taken_along_where_nothing_else_reads_what_is_before_it(
+    base: Base, clipped: Base
+) -> None:
+    layers = list(clipped.module)
+    found = find_activations(clipped.module)
+    assert found == {
+        layers[1]: (layers[2], (0.0, 6.0)),
+        layers[4]: (layers[5], (0.0, math.inf)),
+        layers[7]: (layers[8], (-0.3, 0.7)),
+    }
+    structure = build_structure(clipped, plan_rows(clipped, EVERYTHING), Current())
+    kinds = [type(one).__name__ for one in structure.children()]
+    assert kinds[1:3] == kinds[4:6] == kinds[7:9] == ["_MixedNorm", "Identity"], "taken along once"
+    assert find_activations(base.module) == {}, "one normalisation in two places"
+    relu = nn.ReLU()
+    shared = nn.Sequential(nn.BatchNorm2d(3), relu, nn.Conv2d(3, 3, 1), relu)
+    assert find_activations(shared) == {}, "one activation function in two places"
+    assert find_activations(nn.Sequential(nn.BatchNorm2d(3), nn.Hardswish())) == {}
+
+    class Both(nn.Sequential):
+        """Reads what is between the two."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            scaled = self[0](x)
+            return scaled + self[1](scaled)
+
+    assert find_activations(Both(nn.BatchNorm2d(3), nn.ReLU())) == {}
+
+
 def test_first_layer_activations_ask_for_no_gradient() -> None:
     scale, shift = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     x = torch.randn(4, 3, 5, 5)
@@ -374,6 +469,8 @@ def test_half_precision_is_scaled_in_float32() -> None:
     assert found.dtype == torch.bfloat16
     wide = scale_groups(x.float(), scale, shift)
     assert torch.equal(found, wide.to(torch.bfloat16))
+    limited = scale_groups(x, scale, shift, (0.0, 0.7))
+    assert torch.equal(limited, scale_groups(x.float(), scale, shift, (0.0, 0.7)).bfloat16())
 
 
 @given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99))
