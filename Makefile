@@ -58,6 +58,7 @@ paper: $(VENV)/.dev
 	$(BIN)/python benchmarks/paper/run.py all
 	$(BIN)/python benchmarks/paper/probes.py
 	$(BIN)/python benchmarks/paper/statistics_probe.py
+	$(BIN)/python benchmarks/paper/classes_probe.py
 	$(BIN)/python benchmarks/paper/collect.py
 
 paper-quick: $(VENV)/.dev

@@ -47,6 +47,7 @@ validation images) after a first look at its test accuracies; its section says s
     python benchmarks/paper/toy_2d.py           # appendix A
     python benchmarks/paper/probes.py           # reasons that the notes give
     python benchmarks/paper/statistics_probe.py # ... of Table 6
+    python benchmarks/paper/classes_probe.py    # ... of Tables 2 and 3 (right)
     python benchmarks/paper/collect.py          # this page
     python benchmarks/paper/int8_gap.py --network embedded   # and imagenet: "Beyond the paper"
     python benchmarks/paper/patch_size.py

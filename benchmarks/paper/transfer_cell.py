@@ -26,9 +26,22 @@ def measure_transfer(settings: Mapping[str, Any], seed: int) -> Record:
     """Settings: network, dataset, images (to train on), tests (at most), px, epochs, batch, kinds
     (a list, or "all"), statistics, rate (or None), augment.
     """
+    return train_and_test(settings, seed, *draw_parts(settings["dataset"], settings, seed))
+
+
+def draw_parts(
+    name: str, settings: Mapping[str, Any], seed: int
+) -> tuple[ImageDataset, ImageDataset]:
+    """The training images that a seed draws from a packaged set, and its test images."""
+    train, test = load_packaged(name)
+    return draw(train, settings["images"], seed), draw(test, settings["tests"], 0)
+
+
+def train_and_test(
+    settings: Mapping[str, Any], seed: int, train: ImageDataset, test: ImageDataset
+) -> Record:
+    """One cell on these images."""
     base = open_network(settings["network"], seed, settings["px"])
-    train, test = load_packaged(settings["dataset"])
-    train, test = draw(train, settings["images"], seed), draw(test, settings["tests"], 0)
     config = TrainConfig(
         epochs=settings["epochs"],
         batch_size=settings["batch"],
