@@ -27,6 +27,7 @@ from patchdeploy.training.preparation import (
     choose_device,
     digest,
     make_pair,
+    refuse_own_settings,
     refuse_settings,
     split_images,
 )
@@ -51,7 +52,8 @@ class TaskImages:
             least 2, and no more than it has), so a task of weight 2 is drawn twice as often as one
             of weight 1; its loss counts for the images in the step, so that each counts alike.
         loss: (scores [n, classes] float32, targets) -> mean loss; None for cross entropy.
-        config: augmentation and label smoothing of this task alone; None for the run's.
+        config: augmentation and label smoothing of this task alone (`OWN_TRAINING`); None for the
+            run's. Other settings in it are the run's or at their defaults.
     """
 
     images: ImageDataset
@@ -110,7 +112,7 @@ def train_tasks(
     config = config or TrainConfig()
     patch_config = patch_config or PatchConfig(statistics="batch")
     refuse_settings(config, "train_tasks")
-    _check_tasks(tasks)
+    _check_tasks(tasks, config)
     _check_statistics(patch_config)
     check_resolutions(base, [_resolution(base, one) for one in tasks])
     members = [Member(one.task, len(one.images.classes), patch_config) for one in tasks]
@@ -133,7 +135,7 @@ def train_tasks(
     return _collect(model, tasks, sources, config, patch_config, result)
 
 
-def _check_tasks(tasks: Sequence[TaskImages]) -> None:
+def _check_tasks(tasks: Sequence[TaskImages], config: TrainConfig) -> None:
     names = [one.task for one in tasks]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
@@ -143,6 +145,8 @@ def _check_tasks(tasks: Sequence[TaskImages]) -> None:
     for one in tasks:
         if not 0 < one.weight < float("inf"):
             raise ConfigError(f"task {one.task!r}: weight={one.weight}; it must be positive")
+        if one.config is not None:
+            refuse_own_settings(one.task, one.config, config)
 
 
 def _check_statistics(patch_config: PatchConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -67,6 +67,9 @@ FUNCTIONS: Mapping[str, str] = MappingProxyType(
 )
 """The method of each function that trains."""
 
+OWN_TRAINING = ("augment", "label_smoothing", "mixup", "cutmix")
+"""Keys of `TrainConfig` that a task of a joint run can have of its own."""
+
 
 def choose_device(config: TrainConfig) -> torch.device:
     """The GPU where there is one and the settings allow it."""
@@ -119,6 +122,24 @@ def refuse_settings(config: TrainConfig, function: str, has: Collection[str] = (
             users = [name for name, method in FUNCTIONS.items() if method in methods]
             rule = f"{function} does not read it, only {', '.join(users)}; leave it out"
         raise ConfigError(f"training {key}={value!r}; {rule}")
+
+
+def refuse_own_settings(task: str, own: TrainConfig, config: TrainConfig) -> None:
+    """Refuse what a task of a joint run asks for and all tasks have in common.
+
+    Raises:
+        ConfigError: a setting of ``own`` outside `OWN_TRAINING` that is neither the run's
+            (``config``) nor at its default.
+    """
+    plain = TrainConfig()
+    for key in (field.name for field in fields(TrainConfig)):
+        value, shared = getattr(own, key), getattr(config, key)
+        if key not in OWN_TRAINING and value not in (shared, getattr(plain, key)):
+            raise ConfigError(
+                f"task {task!r}: {key}={value!r}; all tasks of a joint run have the run's, "
+                f"{shared!r}, a task's own are {', '.join(OWN_TRAINING)}; set it for the run or "
+                "leave it out"
+            )
 
 
 def refuse_statistics(which: str, statistics: str) -> None:

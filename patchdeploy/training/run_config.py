@@ -21,6 +21,7 @@ from patchdeploy.errors import ConfigError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.training.config import Augment, TrainConfig
 from patchdeploy.training.int8_retune import RETUNE
+from patchdeploy.training.preparation import OWN_TRAINING
 from patchdeploy.training.resolutions import ResolutionsConfig
 from patchdeploy.training.run_checks import (
     check_numbers,
@@ -36,10 +37,6 @@ Method = Literal["transfer", "baseline", "tasks", "resolutions", "many", "int8_r
 METHODS: tuple[Method, ...] = get_args(Method)
 TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 """The rule of patch files; it also makes a safe name for a folder."""
-
-
-OWN_TRAINING = ("augment", "label_smoothing", "mixup", "cutmix")
-"""Keys of [training] that a [[task]] may have too."""
 
 
 @dataclass(frozen=True)

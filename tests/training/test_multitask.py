@@ -199,7 +199,7 @@ def test_each_task_has_its_own_loss_batch_size_augmentation_and_resolution(
 
         return loss
 
-    mixed = replace(SHORT, mixup=0.4, augment="shift_flip", epochs=7)
+    mixed = replace(SHORT, mixup=0.4, augment="shift_flip")
     changes: dict[str, Any] = {
         "digits": {"loss": note("digits"), "weight": 2.0},
         "parity": {"loss": note("parity"), "weight": 0.5, "config": mixed, "resolution": 24},
@@ -407,6 +407,19 @@ def test_tasks_that_make_no_run_are_refused(
     with pytest.raises(ConfigError) as caught:
         run(base, tasks)
     assert str(caught.value) == message
+
+
+def test_settings_that_all_tasks_have_in_common_are_refused_for_one(
+    base: Base, sets: dict[str, tuple[ImageDataset, ImageDataset]]
+) -> None:
+    own = replace(SHORT, label_smoothing=0.1, epochs=SHORT.epochs + 1)
+    with pytest.raises(ConfigError) as caught:
+        run(base, make_tasks(sets, digits={"config": own}))
+    assert str(caught.value) == (
+        f"task 'digits': epochs={own.epochs}; all tasks of a joint run have the run's, "
+        f"{SHORT.epochs}, a task's own are augment, label_smoothing, mixup, cutmix; set it for "
+        "the run or leave it out"
+    )
 
 
 def test_statistics_measured_before_the_weights_change_are_refused(
