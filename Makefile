@@ -5,7 +5,7 @@
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks (patch_bytes.py --quick: in full it trains twelve patches)
-# make paper  the paper's tables and figures in small (two to three hours), then docs/paper.md
+# make paper  the paper's tables and figures in small (under two hours on two cores), then docs/paper.md
 # make paper-quick  that all of it runs, in minutes: no results
 
 PYTHON ?= python3
@@ -55,6 +55,8 @@ paper: $(VENV)/.dev
 	$(BIN)/python benchmarks/paper/folding_1d.py
 	$(BIN)/python benchmarks/paper/toy_2d.py
 	test -e out/paper/detector || $(BIN)/python benchmarks/paper/train_detector.py
+	test -e out/paper/detector_second || $(BIN)/python benchmarks/paper/train_detector.py \
+	  --threads 2 --out out/paper/detector_second
 	$(BIN)/python benchmarks/paper/run.py all
 	$(BIN)/python benchmarks/paper/probes.py
 	$(BIN)/python benchmarks/paper/statistics_probe.py

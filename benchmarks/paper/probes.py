@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Why a table does not show what the paper shows: runs that the notes of docs/paper.md use.
 
-In: the cells of a table with one setting changed. Out: results/probes.json, and a line for each
+In: the cells of a table with a setting changed. Out: results/probes.json, and a line for each
 row and column. Validation accuracies here choose the rates of Table 3, left; test images choose
 nothing.
 
@@ -13,25 +13,30 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from cells import SEEDS, Cell, Record, by_place, run_cells
-from notes import DETECTOR_SWEEP, LONGER, PROBES, detector_row
+from notes import DETECTOR_SWEEP, LONGER, PROBES, SECOND, detector_row
 from transfer_cell import measure_transfer
 from transfer_tables import table3_detector_cells
 
 
 def list_cells(seeds: int) -> list[Cell]:
-    """Each is a cell of a table with one setting changed."""
+    """Each is a cell of a table with a setting changed."""
     found = []
     for cell in table3_detector_cells(False, seeds):
         rates = DETECTOR_SWEEP.get(cell.row, ())
-        found += [_changed(cell, detector_row(cell.row, rate), rate=rate) for rate in rates]
+        found += [
+            _changed(cell, detector_row(cell.row, rate, network), rate=rate, network=network)
+            for network in ("detector", SECOND)
+            for rate in rates
+        ]
         if (cell.row, cell.column) == ("all weights", "surfaces"):
             found.append(_changed(cell, LONGER, epochs=18, rate=1e-3))
     return found
 
 
-def _changed(cell: Cell, row: str, **settings: float) -> Cell:
+def _changed(cell: Cell, row: str, **settings: Any) -> Cell:
     return Cell(row, cell.column, cell.seed, {**cell.settings, **settings})
 
 

@@ -2,7 +2,7 @@
 """Regenerate tables and figures of the paper in small.
 
     python benchmarks/paper/run.py table2            # one, three seeds
-    python benchmarks/paper/run.py all               # all tables: 95 minutes on two cores
+    python benchmarks/paper/run.py all               # all tables: 65 minutes on two cores
     python benchmarks/paper/run.py all --quick       # that everything runs: no results
 
 First: python benchmarks/paper/train_detector.py, and the wheel of the ImageNet backbone (make paper

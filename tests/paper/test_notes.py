@@ -69,6 +69,41 @@ def test_the_note_of_table_5_says_how_much_of_the_gap_is_statistics():
 
 
 @pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ((0.05, 0.06, 0.07), "all weights are +6.0 ± 1.0 points above: holds."),
+        ((-0.05, -0.06, -0.07), "all weights are -6.0 ± 1.0 points above: does not hold."),
+        ((-0.05, 0.00, 0.05), "all weights are +0.0 ± 5.0 points above: undecided."),
+    ],
+)
+def test_the_note_of_table_3_compares_a_second_detector_at_its_own_best_rates(
+    monkeypatch, added, said
+):
+    """The rate is chosen by validation, where test accuracy would choose another one."""
+    chosen = {"all weights": 4e-3, "S/B + last layer": 1e-2}
+    probes = {}
+    for row, rates in notes.DETECTOR_SWEEP.items():
+        for rate in rates:
+            for seed, more in enumerate(added if row == "all weights" else (0.0, 0.0, 0.0)):
+                best = rate == chosen[row]
+                probes[f"{row} {rate} {seed}"] = {
+                    "row": notes.detector_row(row, rate, notes.SECOND),
+                    "column": "digits",
+                    "seed": seed,
+                    "validation_top1": 0.8 if best else 0.7,
+                    "test_top1": 0.6 + more if best else 0.9,
+                }
+    monkeypatch.setattr(notes, "read_probes", lambda: probes)
+    note = notes.note_table3_detector(table4_records({"all weights": 0, "S/B + last layer": 0}))
+    assert "chooses 0.004 for all weights and 0.01 for S/B + last layer" in note
+    assert note.endswith(said)
+    monkeypatch.setattr(notes, "read_probes", dict)
+    assert "second one" not in notes.note_table3_detector(
+        table4_records({"all weights": 0, "S/B + last layer": 0})
+    )
+
+
+@pytest.mark.parametrize(
     ("drop", "verdict"), [(0.0, "holds"), (0.0005, "holds"), (0.002, "does not hold")]
 )
 def test_the_goal_of_int8_is_a_tenth_of_a_point(tmp_path, monkeypatch, drop, verdict):
