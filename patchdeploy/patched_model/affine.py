@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK_BYTES = 2 << 20
-"""Of activations that one step works on: what a core's second-level cache
-holds. 1 to 4 MB were equally fast within noise."""
+"""Of activations that one step works on: what a core's second-level cache holds. 1 to 4 MB were
+equally fast within noise."""
 
 
 def scale_groups(

@@ -190,10 +190,10 @@ def pick(batch: Tensor, order: Tensor) -> Tensor:
 
 def build_structure(base: Base, layout: RowLayout, current: Current) -> nn.Module:
     """The base's modules over its own tensors, those that tasks own replaced."""
-    structure = share_structure(base.module)
+    structure = share_structure(base.module).eval()
     modules = dict(structure.named_modules())
     sites = layout.sites
-    activations = find_activations(structure)
+    activations = find_activations(structure, base.preprocessing.input_size)
     places: dict[nn.Module, nn.Module] = {}
     for site, path in enumerate(sites.norms):
         norm = modules[path]
@@ -215,31 +215,50 @@ def build_structure(base: Base, layout: RowLayout, current: Current) -> nn.Modul
         for name, child in list(parent._modules.items()):
             if child is not None and child in places:
                 setattr(parent, name, places[child])
-    return structure.eval()
+    return structure
 
 
-def find_activations(structure: nn.Module) -> Activations:
+@torch.no_grad()
+def find_activations(structure: nn.Module, side: int) -> Activations:
     """By normalisation: the ReLU, ReLU6 or Hardtanh that follows it, and its lowest and highest
-    value. Only where both stand in one nn.Sequential and nowhere else, so that nothing else reads
-    what is between them.
+    value. Only where nothing else can read what is between them: both stand in one nn.Sequential
+    and nowhere else, and run when it runs and at no other time.
+
+    Args:
+        structure: in evaluation mode; runs once.
+        side: of an image that it takes, in pixels.
     """
     parents = list(structure.modules())
     uses = Counter(child for parent in parents for child in parent._modules.values())
-    found: Activations = {}
-    for parent in parents:
-        if type(parent).forward is not nn.Sequential.forward:
-            continue
-        for norm, activation in pairwise(parent._modules.values()):
-            if not isinstance(norm, nn.BatchNorm2d) or uses[norm] > 1 or uses[activation] > 1:
-                continue
-            if type(activation) is nn.ReLU:
-                found[norm] = activation, (0.0, math.inf)
-            elif isinstance(activation, nn.Hardtanh) and type(activation) in (
-                nn.ReLU6,
-                nn.Hardtanh,
-            ):
-                found[norm] = activation, (activation.min_val, activation.max_val)
-    return found
+    pairs = [
+        (parent, norm, activation, limits)
+        for parent in parents
+        if type(parent).forward is nn.Sequential.forward
+        for norm, activation in pairwise(parent._modules.values())
+        if isinstance(norm, nn.BatchNorm2d) and uses[norm] == uses[activation] == 1
+        if activation is not None and (limits := _limits(activation)) is not None
+    ]
+    runs: Counter[nn.Module] = Counter()
+    watched = {module for pair in pairs for module in pair[:3]}
+    hooks = [one.register_forward_hook(lambda one, *_: runs.update([one])) for one in watched]
+    try:
+        structure(torch.zeros(1, 3, side, side, device=next(structure.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        norm: (activation, limits)
+        for parent, norm, activation, limits in pairs
+        if runs[parent] == runs[norm] == runs[activation] > 0
+    }
+
+
+def _limits(activation: nn.Module) -> tuple[float, float] | None:
+    if type(activation) is nn.ReLU:
+        return 0.0, math.inf
+    if isinstance(activation, nn.Hardtanh) and type(activation) in (nn.ReLU6, nn.Hardtanh):
+        return activation.min_val, activation.max_val
+    return None
 
 
 def _explicit_hook(current: Current, site: int) -> Any:

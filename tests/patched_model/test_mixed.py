@@ -325,7 +325,7 @@ def test_an_activation_function_is_taken_along_where_nothing_else_reads_what_is_
     base: Base, clipped: Base
 ) -> None:
     layers = list(clipped.module)
-    found = find_activations(clipped.module)
+    found = find_activations(clipped.module, SIDE)
     assert found == {
         layers[1]: (layers[2], (0.0, 6.0)),
         layers[4]: (layers[5], (0.0, math.inf)),
@@ -334,11 +334,11 @@ def test_an_activation_function_is_taken_along_where_nothing_else_reads_what_is_
     structure = build_structure(clipped, plan_rows(clipped, EVERYTHING), Current())
     kinds = [type(one).__name__ for one in structure.children()]
     assert kinds[1:3] == kinds[4:6] == kinds[7:9] == ["_MixedNorm", "Identity"], "taken along once"
-    assert find_activations(base.module) == {}, "one normalisation in two places"
+    assert find_activations(base.module, SIDE) == {}, "one normalisation in two places"
     relu = nn.ReLU()
     shared = nn.Sequential(nn.BatchNorm2d(3), relu, nn.Conv2d(3, 3, 1), relu)
-    assert find_activations(shared) == {}, "one activation function in two places"
-    assert find_activations(nn.Sequential(nn.BatchNorm2d(3), nn.Hardswish())) == {}
+    assert find_activations(shared, SIDE) == {}, "one activation function in two places"
+    assert find_activations(nn.Sequential(nn.BatchNorm2d(3), nn.Hardswish()), SIDE) == {}
 
     class Both(nn.Sequential):
         """Reads what is between the two."""
@@ -347,7 +347,23 @@ def test_an_activation_function_is_taken_along_where_nothing_else_reads_what_is_
             scaled = self[0](x)
             return scaled + self[1](scaled)
 
-    assert find_activations(Both(nn.BatchNorm2d(3), nn.ReLU())) == {}
+    assert find_activations(Both(nn.BatchNorm2d(3), nn.ReLU()), SIDE) == {}
+
+    class OneByOne(nn.Module):
+        """Runs the layers of a sequence by itself, and may keep what is between any two."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+            self.twice = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+            self.unused = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return self.twice(x) + self.twice[0](x)
+
+    assert find_activations(OneByOne(), SIDE) == {}
 
 
 def raised(kind: type[Exception], call: Any) -> str:
