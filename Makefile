@@ -5,7 +5,7 @@
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks (patch_bytes.py --quick: in full it trains twelve patches)
-# make paper  the paper's tables and figures in small (under two hours on two cores), then docs/paper.md
+# make paper  the paper's tables and figures in small (about two hours on two cores), then docs/paper.md
 # make paper-quick  that all of it runs, in minutes: no results
 
 PYTHON ?= python3
