@@ -22,6 +22,7 @@ from torch.nn import functional
 from patchdeploy.base import Base
 from patchdeploy.errors import PatchError
 from patchdeploy.patch.forward import share_structure
+from patchdeploy.patch.joined import find_partners, join_moments
 from patchdeploy.patched_model.affine import scale_groups, segment_moments
 from patchdeploy.patched_model.rows import HEAD, RowLayout, Rows
 
@@ -116,7 +117,10 @@ class _MixedNorm(nn.Module):
             )
         mean, var = segment_moments(x, now.counts)
         # Running variances are unbiased (torch's BatchNorm2d): n / (n - 1).
-        unbiased = torch.tensor([n / (n - 1) for n in values]).to(x.device)[:, None]
+        if partners := find_partners():
+            mean, var, unbiased = join_moments(mean, var, values, partners)
+        else:
+            unbiased = torch.tensor([n / (n - 1) for n in values]).to(x.device)[:, None]
         now.moments.append((self._path, mean.detach(), var.detach() * unbiased))
         folded = scale * torch.rsqrt(var + self._epsilon)
         shift = bias - mean * folded

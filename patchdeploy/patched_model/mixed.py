@@ -25,6 +25,7 @@ from patchdeploy.errors import (
     WrongBaseError,
 )
 from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patch.joined import batch_share
 from patchdeploy.patch.tensors import initial_tensors, trained_names
 from patchdeploy.patched_model.layers import Current, Pass, build_structure, mask_scores, pick
 from patchdeploy.patched_model.rows import HEAD, RowLayout, Rows, plan_rows
@@ -299,7 +300,7 @@ class MixedTaskModel(nn.Module):
         for path, batch_mean, batch_var in now.moments:
             piece = now.layout.pieces[f"{path}.running_mean"]
             place = slice(piece.start, piece.start + piece.values)
-            momentum = _momentum(self.base.module.get_submodule(path))
+            momentum = batch_share(self.base.module.get_submodule(path))
             mean[:, place].lerp_(batch_mean, momentum)
             var[:, place].lerp_(batch_var, momentum)
         for row, new_mean, new_var in zip(now.rows, mean, var, strict=True):
@@ -330,13 +331,3 @@ def fold_statistics(
     if count == scale.shape[1]:
         return folded, shift
     return torch.cat([folded, scale[:, count:]], 1), torch.cat([shift, bias[:, count:]], 1)
-
-
-def _momentum(norm: nn.Module) -> float:
-    """Share of the batch in the running statistics; None is a plain average, as torch counts."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    if norm.momentum is not None:
-        return float(norm.momentum)
-    counter = norm.num_batches_tracked
-    assert isinstance(counter, Tensor)
-    return 1.0 / (int(counter) + 1)

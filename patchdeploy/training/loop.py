@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from patchdeploy.errors import NonFiniteLossError
+from patchdeploy.patch.joined import Partners, joined_with
 from patchdeploy.training.accuracy import accuracy
 from patchdeploy.training.checkpoint import (
     Position,
@@ -153,6 +154,7 @@ class _Run:
         self.average = Ema(trainee.trained, config.ema_decay) if config.ema_decay else None
         self.best = snapshot(trainee.state)
         self.position = Position(best_top1=[-1.0] * count)
+        self.partners: Partners | None = None
         self.statistics = {
             key: value for key, value in trainee.state.items() if key not in trainee.trained
         }
@@ -178,6 +180,8 @@ class _Run:
             settings = fingerprint(self.trainee, self.config)
             facts = {"settings": settings, "checkpoint": repr(vars(self.position))}
             self.workers.check_agreement(facts, self.device)
+            names = [one.name for one in self.trainee.sources]
+            self.partners = self.workers.partners(names, self.trainee.coupled)
 
     def save(self) -> None:
         """Write the checkpoint (rank 0); the tensors that ranks do not sum are brought together."""
@@ -224,21 +228,22 @@ class _Run:
         step = self.position.epoch * trainee.steps + self.position.step
         progress = step / (config.epochs * trainee.steps)
         set_rates(self.optimizer, config, progress)
-        drawn = [
+        batches = [
             draw_batch(trainee.sources[share.source], share, step, config, self.device)
             for share in self.shares
         ]
-        batches = [batch for batch in drawn if batch is not None]  # a small last one may be short
         shares = {batch.source: batch.share for batch in batches}
         told = torch.zeros(1 + len(trainee.sources), device=self.device)
         told[0] = float(stop)
         self.optimizer.zero_grad(set_to_none=True)
-        for losses in trainee.losses(batches) if batches else ():
-            total = torch.zeros((), device=self.device)
-            for source, loss in losses.items():
-                total = total + trainee.sources[source].weight * shares[source] * loss
-                told[1 + source] += shares[source] * loss.detach()
-            total.backward()  # type: ignore[no-untyped-call]
+        divided = any(batch.parts > 1 for batch in batches)
+        with joined_with(self.partners if divided else None):
+            for losses in trainee.losses(batches):
+                total = torch.zeros((), device=self.device)
+                for source, loss in losses.items():
+                    total = total + trainee.sources[source].weight * shares[source] * loss
+                    told[1 + source] += shares[source] * loss.detach()
+                total.backward()  # type: ignore[no-untyped-call]
         self._sum_gradients(told)
         return told
 

@@ -164,14 +164,13 @@ class Share:
     part: int = 0
     parts: int = 1
 
-    def of(self, count: int) -> tuple[int, int] | None:
-        """(k, n): every n-th of ``count`` images from the k-th on; None where nothing is left.
+    def of(self, count: int) -> tuple[int, int]:
+        """(k, n): every n-th of ``count`` images from the k-th on.
 
-        Fewer ranks take part in a small batch, so that none has a single image of several, which
-        has no variance to normalise by.
+        Each rank takes 2 at least, as one image has no variance to normalise by. A batch too small
+        for that is computed whole by each, (0, 1).
         """
-        parts = min(self.parts, max(1, count // 2))
-        return (self.part, parts) if self.part < parts else None
+        return (self.part, self.parts) if count >= 2 * self.parts else (0, 1)
 
 
 @dataclass(frozen=True)
@@ -182,25 +181,23 @@ class Batch:
         source: index among the trainee's sources.
         inputs: normalised float32 [n, 3, H, W], channels last in memory, or features [n, F].
         targets: int64 [n], or float32 [n, classes] after mixup or cutmix.
-        share: n over the images of the whole batch.
+        share: of the batch's mean loss that is this rank's; the shares of all ranks sum to 1.
+        parts: ranks among which the images are divided; 1 where they are all here.
     """
 
     source: int
     inputs: Tensor
     targets: Tensor
     share: float = 1.0
+    parts: int = 1
 
 
 def draw_batch(
     source: Source, share: Share, step: int, config: TrainConfig, device: torch.device
-) -> Batch | None:
-    """The part of ``source``'s batch at global step ``step`` that ``share`` names, if there is one
-    (see `Share.of`).
-    """
+) -> Batch:
+    """The part of ``source``'s batch at global step ``step`` that ``share`` names (`Share.of`)."""
     index = source.indices(step, config.seed)
     part = share.of(len(index))
-    if part is None:
-        return None
     seed = source._seed(config.seed) * PASS_STRIDE + step
     config = source.config or config
     train, mixes = source.train, config.mixup > 0 or config.cutmix > 0
@@ -218,7 +215,9 @@ def draw_batch(
             part=part,
         )
         inputs = normalize(pixels, train.preprocessing)
-    return Batch(share.source, inputs, targets, len(inputs) / len(index))
+    alone = part[1] == 1
+    own = 1 / share.parts if alone else len(inputs) / len(index)
+    return Batch(share.source, inputs, targets, own, part[1])
 
 
 def count_batches(count: int, batch_size: int) -> int:

@@ -17,14 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from patchdeploy.errors import ConfigError, TrainingError
+from patchdeploy.patch.joined import Partners
 from patchdeploy.training.samples import Share
 
+TIMEOUT_SECONDS = 600.0
 FROM_PYTHON = "all ranks started again, with resume=True"
 
 
@@ -38,12 +41,14 @@ class Workers:
         ranks_per_task: how many ranks each task has (one number for all, or one a task); None to
             divide them evenly. Refused where batches are split instead (`Trainee.coupled`).
         again: what goes on with the run where a rank has stopped (`resume_command`).
+        timeout_seconds: how long a rank waits for the others in one exchange.
     """
 
     rank: int = 0
     world: int = 1
     ranks_per_task: tuple[int, ...] | None = None
     again: str = FROM_PYTHON
+    timeout_seconds: float = TIMEOUT_SECONDS
 
     def shares(self, names: Sequence[str], coupled: bool) -> tuple[Share, ...]:
         """What this rank computes in each step.
@@ -85,6 +90,37 @@ class Workers:
             sum(any(share.source == source for share in view) for view in views)
             for source in range(len(names))
         )
+
+    def partners(self, names: Sequence[str], coupled: bool) -> Partners | None:
+        """The ranks that divide this rank's batches among them; None where they are whole.
+
+        Every rank must call it, as often as the others.
+
+        Raises:
+            TrainingError: another rank has stopped, or did not answer in time.
+        """
+        views = [
+            Workers(rank, self.world, self.ranks_per_task).shares(names, coupled)
+            for rank in range(self.world)
+        ]
+        # a rank that divides a batch divides all of its own, among the same ranks
+        divided = sorted({one[0].source for one in views if one[0].parts > 1})
+        mine = None
+        for source in divided:
+            ranks = [rank for rank in range(self.world) if views[rank][0].source == source]
+            group = self._group(ranks)
+            if self.rank in ranks:
+                add = partial(self._transfer, group=group)
+                mine = Partners(ranks.index(self.rank), len(ranks), add)
+        return mine
+
+    def _group(self, ranks: list[int]) -> dist.ProcessGroup | None:
+        """For sums over ``ranks`` alone; None where they are all."""
+        if len(ranks) == self.world:
+            return None
+        with self._named_failure():
+            group = dist.new_group(ranks, timeout=timedelta(seconds=self.timeout_seconds))
+        return group if isinstance(group, dist.ProcessGroup) else None  # a number: not among them
 
     def _per_task(self, names: Sequence[str]) -> tuple[int, ...]:
         count, given = len(names), self.ranks_per_task
@@ -140,9 +176,14 @@ class Workers:
                         "arguments, and a run folder that each of them can read"
                     )
 
-    def _transfer(self, flat: Tensor) -> None:
+    def _transfer(self, flat: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        with self._named_failure():
+            dist.all_reduce(flat, group=group)
+
+    @contextmanager
+    def _named_failure(self) -> Iterator[None]:
         try:
-            dist.all_reduce(flat)
+            yield
         except RuntimeError as error:
             raise TrainingError(
                 f"rank {self.rank} of {self.world}: another rank has stopped or did not answer "
@@ -211,7 +252,7 @@ def _check_environment(world: int) -> None:
 def open_workers(
     ranks_per_task: Sequence[int] | None = None,
     backend: str | None = None,
-    timeout_seconds: float = 600.0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
     command: Sequence[str] = (),
 ) -> Iterator[Workers]:
     """The workers that torchrun's environment describes; one alone without it.
@@ -245,6 +286,6 @@ def open_workers(
             f"must reach MASTER_ADDR:MASTER_PORT; {REMEDY}"
         ) from error
     try:
-        yield Workers(dist.get_rank(), world, given, resume_command(command))
+        yield Workers(dist.get_rank(), world, given, resume_command(command), timeout_seconds)
     finally:
         dist.destroy_process_group()

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,13 @@ def test_two_tasks_on_two_ranks_are_the_single_process_to_the_bit(
 def test_three_tasks_on_two_ranks_and_two_tasks_on_four_are_the_single_process(
     tmp_path: Path,
 ) -> None:
-    """Three tasks: (a + c) + b for (a + b) + c. Four ranks: two split each task's batch."""
+    """Three tasks: (a + c) + b for (a + b) + c. Four ranks: two split each task's batch, whose
+    statistics are of the whole batch all the same."""
     for name, world, tasks, per_task, statistics in (
         ("three", 2, 3, None, "batch"),
         ("four", 4, 2, (2,), "frozen"),
-        ("uneven", 3, 2, (2, 1), "frozen"),
+        ("four joined", 4, 2, (2,), "batch"),
+        ("uneven", 3, 2, (2, 1), "batch"),
     ):
         order = Order(
             "tasks",
@@ -155,18 +158,31 @@ def test_three_tasks_on_two_ranks_and_two_tasks_on_four_are_the_single_process(
     assert moved(one, run(start_of)) > 10 * 4.5e-5 * 6
 
 
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("what", ["resolutions", "patch"])
-def test_ranks_that_split_every_batch_are_the_single_process(tmp_path: Path, what: str) -> None:
-    order = Order(what, str(tmp_path / "one"), {**PAPER, "augment": "shift"}, images=90)
+def test_ranks_that_split_every_batch_are_the_single_process(
+    tmp_path: Path, what: str, statistics: str
+) -> None:
+    config = {**PAPER, "augment": "shift"}
+    order = Order(what, str(tmp_path / "one"), config, statistics, images=90)
     one = run(order)
     split = run(replace(order, folder=str(tmp_path / "split")), world=3)
     assert_close_run(split, one, steps=12 if what == "resolutions" else 24)
     assert moved(one, split) > 0  # else nothing was split
 
 
-def test_a_last_batch_smaller_than_the_ranks_is_no_error(tmp_path: Path) -> None:
-    """50 images in batches of 16: two are left over, for three ranks."""
-    order = Order("patch", str(tmp_path / "one"), PAPER, images=50)
+def test_ranks_that_split_the_batches_of_mixed_tasks_are_the_single_process(
+    tmp_path: Path,
+) -> None:
+    order = Order("many", str(tmp_path / "one"), PAPER, "batch", images=90)
+    split = replace(order, folder=str(tmp_path / "split"), ranks_per_task=(2, 1))
+    assert_close_run(run(split, world=3), run(order), steps=12)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_a_last_batch_smaller_than_the_ranks_is_no_error(tmp_path: Path, statistics: str) -> None:
+    """50 images in batches of 16: two are left over, which each of three ranks takes whole."""
+    order = Order("patch", str(tmp_path / "one"), PAPER, statistics, images=50)
     split = run(replace(order, folder=str(tmp_path / "split")), world=3)
     assert_close_run(split, run(order), steps=16)
 
@@ -217,7 +233,9 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_resumes_to_the_same_result(
 
 
 def test_the_first_rank_killed_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
-    order = Order("resolutions", str(tmp_path / "whole"), {**PAPER, "save_every_steps": 3})
+    """In a sum inside the forward pass: the statistics of a batch that both hold."""
+    config = {**PAPER, "save_every_steps": 3}
+    order = Order("resolutions", str(tmp_path / "whole"), config, "batch")
     whole = run(order)
     killed = replace(order, folder=str(tmp_path / "killed"), event=("kill", 0, 8))
     assert finish(start(killed, 2)) == [-signal.SIGKILL, FAILED]
@@ -321,7 +339,7 @@ def test_ranks_for_each_task_are_refused_where_ranks_split_every_batch(world: in
     divide=st.sampled_from(["evenly", "given", "fewer", "coupled"]),
     batch=st.integers(1, 40),
 )
-def test_every_image_of_every_task_is_one_rank_s(
+def test_every_image_of_every_task_counts_once(
     per_task: list[int], divide: str, batch: int
 ) -> None:
     count, given = len(per_task), None
@@ -334,15 +352,17 @@ def test_every_image_of_every_task_is_one_rank_s(
     else:
         world = per_task[0]
     names = [str(k) for k in range(count)]
-    taken: list[list[int]] = [[] for _ in names]
+    taken: list[dict[int, Fraction]] = [{} for _ in names]
     for rank in range(world):
         for share in Workers(rank, world, given).shares(names, divide == "coupled"):
-            part = share.of(batch)
-            if part is not None:
-                mine = list(range(batch))[part[0] :: part[1]]
-                assert len(mine) >= 2 or batch == 1  # one image has no variance
-                taken[share.source] += mine
-    assert [sorted(one) for one in taken] == [list(range(batch))] * count
+            first, parts = share.of(batch)
+            mine = list(range(batch))[first::parts]
+            assert len(mine) >= 2 or batch == 1  # one image has no variance
+            # a batch too small to divide is whole in each rank, and counts for its part there
+            weight = Fraction(1) if parts == share.parts else Fraction(1, share.parts)
+            for image in mine:
+                taken[share.source][image] = taken[share.source].get(image, 0) + weight
+    assert taken == [dict.fromkeys(range(batch), 1)] * count
     ranks = Workers(0, world, given).owners(names, divide == "coupled")
     if divide in ("given", "coupled"):
         assert list(ranks) == (per_task if divide == "given" else [world] * count)

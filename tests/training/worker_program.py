@@ -44,6 +44,7 @@ from patchdeploy.training import (
     train_tasks,
 )
 from patchdeploy.training import loop as training_loop
+from patchdeploy.training.mixed import train_many_patches
 
 FAILED, INTERRUPTED = 3, 130
 
@@ -53,7 +54,7 @@ class Order:
     """One run.
 
     Attributes:
-        what: "tasks", "resolutions" or "patch".
+        what: "tasks", "many", "resolutions" or "patch".
         folder: for what it leaves.
         config: of `TrainConfig`.
         statistics: of the normalisations.
@@ -113,6 +114,18 @@ def train(order: Order, workers: Workers) -> dict[str, Any]:
         for name, patch in result.patches.items():
             arrays |= {f"{name}/{key}": value for key, value in patch_arrays(patch).items()}
         return {"arrays": arrays, "top1": dict(result.validation_top1)}
+    if order.what == "many":
+        sets = {"digits": digits(order.images), "parity": odd_or_even(order.images)}
+        keywords["validation"] = {name: held for name, (_, held) in sets.items()}
+        trains = {name: train for name, (train, _) in sets.items()}
+        patches = train_many_patches(base, trains, config, patch_config, **keywords)
+        arrays = {
+            f"{name}/{key}": value
+            for name, patch in patches.items()
+            for key, value in patch_arrays(patch).items()
+        }
+        top1 = {name: one.metrics["validation_top1"]["16"] for name, one in patches.items()}
+        return {"arrays": arrays, "top1": top1}
     images, held = digits(order.images)
     keywords["validation"] = held
     if order.what == "patch":
