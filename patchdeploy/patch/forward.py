@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from patchdeploy.base import Base
-from patchdeploy.patch.joined import Partners, find_partners, normalize_joined
+from patchdeploy.patch.joined import normalizing_jointly
 from patchdeploy.patch.tensors import (
     EXPLICIT_TENSORS,
     STATISTIC_TENSORS,
@@ -56,21 +55,9 @@ def run_structure(
     if config.statistics != "batch" or not training or not torch.is_grad_enabled():
         return _call(module, own, tensors, images)
     paths = find_norm_paths(own)
-    with _batch_statistics(module, paths), _joined(module, paths, find_partners()):
+    norms = [module.get_submodule(path) for path in paths]
+    with _batch_statistics(module, paths), normalizing_jointly(norms):
         return _call(module, own | _counters(module, own), tensors, images)
-
-
-@contextmanager
-def _joined(module: nn.Module, paths: Iterable[str], partners: Partners | None) -> Iterator[None]:
-    """The normalisations at ``paths`` use the statistics of all partners' images."""
-    norms = [] if partners is None else [module.get_submodule(path) for path in paths]
-    try:
-        for norm in norms:
-            norm.forward = partial(normalize_joined, norm, partners=partners)
-        yield
-    finally:
-        for norm in norms:
-            del norm.forward
 
 
 def _call(

@@ -7,10 +7,11 @@ whole batch trains (torch's SyncBatchNorm does this on GPUs alone, and not for s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +51,21 @@ def joined_with(partners: Partners | None) -> Iterator[None]:
 def find_partners() -> Partners | None:
     """Whose images the statistics of the running batch are of; None: this process's alone."""
     return _partners.get()
+
+
+@contextmanager
+def normalizing_jointly(norms: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block ``norms``, in training mode, normalise by all partners' images, where there
+    are partners."""
+    partners = find_partners()
+    changed: list[Any] = [] if partners is None else list(norms)
+    try:
+        for norm in changed:
+            norm.forward = partial(normalize_joined, norm, partners=partners)
+        yield
+    finally:
+        for norm in changed:
+            del norm.forward
 
 
 def join_moments(
@@ -131,6 +147,8 @@ def _learn(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
     share = batch_share(norm)
     norm.running_mean.lerp_(mean, share)
     norm.running_var.lerp_(unbiased, share)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
 
 
 def batch_share(norm: nn.Module) -> float:

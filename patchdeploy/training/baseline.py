@@ -16,6 +16,7 @@ from patchdeploy.base.layers import NORMS
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import PatchConfig
+from patchdeploy.patch.joined import normalizing_jointly
 from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
@@ -135,9 +136,11 @@ def _all_weights(
     run = compile_forward(module, config)
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
+        learns = statistics == "batch" and torch.is_grad_enabled()
         for norm in norms:  # alone: dropout and stochastic depth are off in every method
-            norm.train(statistics == "batch" and torch.is_grad_enabled())
-        scores: torch.Tensor = run(inputs)
+            norm.train(learns)
+        with normalizing_jointly(norms if learns else ()):
+            scores: torch.Tensor = run(inputs)
         return scores
 
     name = f"{images.name}@{samples[0].inputs.shape[1]} all"

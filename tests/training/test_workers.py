@@ -159,7 +159,7 @@ def test_three_tasks_on_two_ranks_and_two_tasks_on_four_are_the_single_process(
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
-@pytest.mark.parametrize("what", ["resolutions", "patch"])
+@pytest.mark.parametrize("what", ["resolutions", "patch", "baseline"])
 def test_ranks_that_split_every_batch_are_the_single_process(
     tmp_path: Path, what: str, statistics: str
 ) -> None:

@@ -39,6 +39,7 @@ from patchdeploy.training import (
     Workers,
     open_workers,
     records,
+    train_baseline,
     train_patch,
     train_resolutions,
     train_tasks,
@@ -54,7 +55,7 @@ class Order:
     """One run.
 
     Attributes:
-        what: "tasks", "many", "resolutions" or "patch".
+        what: "tasks", "many", "resolutions", "patch" or "baseline" (all weights).
         folder: for what it leaves.
         config: of `TrainConfig`.
         statistics: of the normalisations.
@@ -131,6 +132,17 @@ def train(order: Order, workers: Workers) -> dict[str, Any]:
     if order.what == "patch":
         patch = train_patch(base, images, config, patch_config, resolutions=(12, 16), **keywords)
         return {"arrays": patch_arrays(patch), "top1": patch.metrics["validation_top1"]}
+    if order.what == "baseline":
+        one = train_baseline(
+            base,
+            images,
+            "all",
+            config,
+            statistics=order.statistics,
+            **keywords,  # type: ignore[arg-type]
+        )
+        arrays = {key: value.numpy() for key, value in one.module.state_dict().items()}
+        return {"arrays": arrays, "top1": {"baseline": one.validation_top1}}
     settings = ResolutionsConfig(statistics=order.statistics)  # type: ignore[arg-type]
     made_of = train_resolutions(base, images, (12, 16), config, settings, **keywords)
     arrays = {f"base/{key}": value for key, value in base_arrays(made_of.base).items()}
