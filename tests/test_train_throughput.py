@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "benchmarks") not in sys.path:
     sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from train_throughput import Setting, add_options  # noqa: E402
+from train_throughput import (  # noqa: E402
+    IntervalGoal,
+    Setting,
+    add_options,
+    goals_of,
+    judge_kept,
+)
 
 SCRIPT = ROOT / "benchmarks" / "train_throughput.py"
 CANDIDATES = ("last layer", "patch", "all weights", "16 tasks", "5 resolutions")
@@ -88,9 +94,65 @@ def test_the_goal_of_16_tasks_is_printed_and_kept(quick, document):
     (goal,) = document["goals"]
     assert goal["what"] == "16 tasks / one task, time of as many images, embedded, cpu"
     assert goal["value"] == document["candidates"]["16 tasks"]["time_over_patch"]["median"]
+    ratio = document["candidates"]["16 tasks"]["time_over_patch"]
+    assert (goal["low"], goal["high"]) == (ratio["low"], ratio["high"])
     assert goal["limit"] == pytest.approx(1 / 0.9)
     (line,) = [one for one in quick[1].splitlines() if goal["what"] in one]
     assert goal["verdict"] in line
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "high", "verdict"),
+    [
+        (0.8, 0.9, 1.0, "met"),
+        (0.8, 0.9, 2.0, "met"),  # the limit itself meets the goal
+        (0.8, 0.9, 2.1, "undecided"),  # by the median it would be met
+        (0.8, 2.05, 2.1, "undecided"),  # and here missed
+        (2.0, 2.05, 2.1, "undecided"),
+        (2.05, 2.1, 2.2, "missed by 5.0%"),
+    ],
+)
+def test_a_goal_is_decided_where_the_whole_interval_is_on_one_side(low, median, high, verdict):
+    assert IntervalGoal("it", median, 2.0, low, high).verdict == verdict
+
+
+def kept_document(low, median, high, verdict):
+    """As much of a kept file as its goals come from, and a figure that is none of theirs."""
+    ratio = {"low": low, "median": median, "high": high}
+    return {
+        "taken": "2026-01-02",
+        "goals": [{"what": "it", "verdict": verdict}],
+        "setting": {"subject": "embedded", "device": "cpu", "px": 64},
+        "candidates": {"16 tasks": {"time_over_patch": ratio}},
+    }
+
+
+def test_kept_files_are_judged_again_by_their_own_intervals_and_nothing_else_changes(tmp_path):
+    name = "train_throughput_embedded_{}.json"
+    before = {
+        128: kept_document(0.8, 1.0, 1.1, "undecided"),
+        512: kept_document(0.8, 1.0, 1.2, "met"),
+    }
+    for images, document in before.items():
+        (tmp_path / name.format(images)).write_text(json.dumps(document))
+    (tmp_path / "patch_bytes.json").write_text("of another benchmark")
+    judge_kept(tmp_path)
+    for images, verdict in ((128, "met"), (512, "undecided")):
+        after = json.loads((tmp_path / name.format(images)).read_text())
+        (goal,) = after.pop("goals")
+        assert goal["verdict"] == verdict
+        assert (goal["value"], goal["low"]) == (1.0, 0.8)
+        assert after == {key: value for key, value in before[images].items() if key != "goals"}
+    assert (tmp_path / "patch_bytes.json").read_text() == "of another benchmark"
+
+
+def test_the_committed_goals_are_those_that_the_committed_intervals_give():
+    paths = sorted((ROOT / "benchmarks" / "results").glob("train_throughput_*.json"))
+    assert len(paths) >= 3
+    for path in paths:
+        kept = json.loads(path.read_text())
+        expected = [{**vars(goal), "verdict": goal.verdict} for goal in goals_of(kept)]
+        assert kept["goals"] == expected, path.name
 
 
 def test_a_quick_run_writes_under_out_alone(quick):

@@ -29,8 +29,7 @@ def describe_beyond() -> str:
         "",
         "What both are and when to use them is in [training](training.md). The goal: the exported "
         "file is at most 0.1 point below the float patch. Below 0 is worse than the float patch. "
-        "Patches learn at 0.02: the default over the embedded base, twice the default over the "
-        "ImageNet backbone.",
+        "Patches learn at their default rates.",
         "",
     ]
     for network in ("embedded", "imagenet"):
@@ -40,13 +39,7 @@ def describe_beyond() -> str:
 
 def describe_int8(network: str) -> list[str]:
     """A table of gaps to the float patch in points, and the goal's verdict for each way."""
-    name = "int8_gap" if network == "embedded" else f"int8_gap_{network}"
-
-    def list_cells(seeds: int) -> list[Cell]:
-        return int8_gap.list_cells(Namespace(network=network, quick=False, seeds=seeds))
-
-    cells = list_cells(max(SEEDS, seeds_kept(name, list_cells)))
-    records = kept_records(name, cells)
+    cells, records = read_int8(network)
     lines = [f"`int8_gap.py --network {network}`, {len(records)} of {len(cells)} runs:", ""]
     if not records:
         return [*lines, "Not run yet.", ""]
@@ -64,6 +57,30 @@ def describe_int8(network: str) -> list[str]:
         gap: Gap = gap_of_pairs(gaps[way])
         lines.append(Claim(f"{shown}: as good as the float patch", gap, GOAL).markdown())
     return [*lines, ""]
+
+
+def read_int8(network: str) -> tuple[list[Cell], list[Record]]:
+    """The cells of as many seeds as were run for each, and the records there are."""
+    name = "int8_gap" if network == "embedded" else f"int8_gap_{network}"
+
+    def list_cells(seeds: int) -> list[Cell]:
+        return int8_gap.list_cells(Namespace(network=network, quick=False, seeds=seeds))
+
+    cells = list_cells(max(SEEDS, seeds_kept(name, list_cells)))
+    return cells, kept_records(name, cells)
+
+
+def int8_rows(network: str) -> list[str]:
+    """For docs/training.md: float accuracy and each way's points above it, by task."""
+    _, records = read_int8(network)
+    rows = []
+    for row, column in dict.fromkeys((one["row"], one["column"]) for one in records):
+        mine = [one for one in records if (one["row"], one["column"]) == (row, column)]
+        whole = spread([one["float test"]["top1"] for one in mine])
+        gaps = [spread(list(int8_pairs(mine, way).values())) for way in int8_gap.WAYS[1:]]
+        texts = [f"{100 * one.mean:+.2f} ± {100 * one.deviation:.2f}" for one in gaps]
+        rows.append(f"| {row}, {column} | {100 * whole.mean:.2f} | {' | '.join(texts)} |")
+    return rows
 
 
 def int8_pairs(records: Sequence[Record], way: str) -> dict[tuple[str, int], float]:

@@ -48,9 +48,6 @@ from patchdeploy.training.transfer import TransferRun
 
 TASKS = (("optical_digits", 32), ("digits", 32), ("surfaces", 48))
 IMAGENET_TASKS = (("digits", 64), ("fashion", 64), ("surfaces", 64))
-IMAGENET_RATE = 2e-2
-"""What the kept cells learned at: the default of every base when they were run. Over a large base
-it is 1e-2 now (`LEARNING_RATES`)."""
 WAYS = ("float", "plain", "continued", "retuned", "through")
 VALIDATION_SHARE = 0.2
 STEP_BATCH = 32
@@ -68,7 +65,7 @@ def list_cells(arguments: argparse.Namespace) -> list[Cell]:
         "retune": {"epochs": RETUNE.epochs, "learning_rate": RETUNE.learning_rate},
     }
     if arguments.network != "embedded":
-        settings |= {"network": arguments.network, "rate": IMAGENET_RATE}
+        settings |= {"network": arguments.network}
     return [
         Cell(name, f"{px} px", seed, settings | {"dataset": name, "px": px})
         for seed in range(1 if quick else arguments.seeds)
@@ -86,7 +83,6 @@ def measure_gap(settings: Mapping[str, Any], seed: int) -> Record:
     config = TrainConfig(
         epochs=settings["epochs"],
         batch_size=settings["batch"],
-        learning_rate=settings.get("rate"),
         seed=seed,
     )
     tuned = replace(RETUNE, batch_size=settings["batch"], seed=seed, **settings["retune"])
