@@ -51,14 +51,16 @@ def train(
     loaded = load_run_config(config, overrides)
     command = ["patchdeploy", *sys.argv[1:]]
     first = os.environ.get("RANK", "0") == "0"
+    folder = Path(loaded.out)
+    if resume and first and not folder.exists():
+        typer.echo(f"--resume: {folder} is not there, so a new run begins", err=True)
     try:
         with _short_warnings(first):
             result = run_training(loaded, resume=resume, quiet=quiet, command=command)
     except KeyboardInterrupt:
+        kept = f"{folder} keeps what was done" if folder.exists() else "nothing was trained yet"
         raise RunInterruptedError(
-            f"interrupted; {loaded.out} keeps what was done; go on with: {resume_command(command)}"
-            if first
-            else ""
+            f"interrupted; {kept}; go on with: {resume_command(command)}" if first else ""
         ) from None
     if first:
         document = {**result.summary, "out": str(result.folder)}

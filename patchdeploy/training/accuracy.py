@@ -6,6 +6,8 @@ best epoch. The batch size never changes, so on CPUs the same tensors give the s
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,11 @@ def predict(forward: Forward, samples: Samples, device: torch.device) -> Tensor:
 
 
 def accuracy(forward: Forward, samples: Samples, device: torch.device) -> float:
-    """Top-1 in [0, 1]."""
-    answers = predict(forward, samples, device).argmax(1)
+    """Top-1 in [0, 1]; NaN where the largest score of an image is not finite, which is no answer.
+
+    (Scores beyond a task's classes are minus infinity in a batch of several tasks.)
+    """
+    best, answers = predict(forward, samples, device).max(1)
+    if not torch.isfinite(best).all():
+        return math.nan
     return float((answers == samples.labels.cpu()).double().mean())

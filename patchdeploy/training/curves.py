@@ -89,7 +89,10 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-    if all(_number(line.get("learning_rate")) > 0 for line in lines):
+    rates = [_number(line.get("learning_rate")) for line in lines]
+    if all(rate > 0 for rate in rates):
+        if len(set(rates)) == 1:  # matplotlib warns of an axis whose ends are equal
+            axes[-1].set_ylim(rates[0] / 2, rates[0] * 2)
         axes[-1].set_yscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize="small")

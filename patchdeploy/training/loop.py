@@ -295,7 +295,8 @@ class _Run:
         """Validate, keep what is best, record, save.
 
         Raises:
-            NonFiniteLossError: the last step made a tensor that is not finite.
+            NonFiniteLossError: the last step made a tensor that is not finite, or one that makes
+                scores that are not.
         """
         self._join_statistics()
         self._check_state()
@@ -340,6 +341,13 @@ class _Run:
                     found[source] = accuracy(forward, one.validation, self.device)
         self.workers.sum_in_place([found])
         top1: list[float] = found.tolist()
+        for one, value in zip(self.trainee.sources, top1, strict=True):
+            if math.isnan(value):
+                raise NonFiniteLossError(
+                    f"{one.name}: scores of validation images are not finite after epoch "
+                    f"{self.position.epoch + 1}; they must be, to choose an answer by; try a "
+                    "tenth of the learning rate"
+                )
         return top1
 
     def _keep_best(self, top1: Sequence[float]) -> None:

@@ -247,6 +247,15 @@ def test_a_bad_setting_is_refused_before_training(config, tmp_path, change, word
     assert not (tmp_path / "x" / "patches").exists()
 
 
+def test_a_folder_to_go_on_in_that_is_not_there_is_told_before_a_new_run_begins(config, tmp_path):
+    once = ("--set", "training.epochs=1", "--quiet")
+    done = here("train", config, "--out", tmp_path / "mistyped", "--resume", *once)
+    assert done.returncode == 0
+    assert done.stderr == f"--resume: {tmp_path / 'mistyped'} is not there, so a new run begins\n"
+    again = here("train", config, "--out", tmp_path / "mistyped", "--resume", *once)
+    assert again.stderr == ""
+
+
 def test_a_file_that_is_no_config_shows_how_to_write_one(faces, tmp_path):
     refused(here("train", tmp_path / "no.toml"), 2, "patchdeploy new-config transfer")
     refused(here("train", faces), 2, "Is a directory", "patchdeploy new-config transfer")

@@ -35,6 +35,13 @@ def lines(*records: EpochRecord) -> list[dict]:
     return [vars(one) for one in records]
 
 
+@pytest.mark.parametrize("rate", [0.01, 1.0000000000000001e29, 1e300])
+def test_a_run_of_one_epoch_is_drawn_without_a_warning(rate: float) -> None:
+    """matplotlib finds the ends of an axis of such a rate alone equal."""
+    line = {**vars(record("a", 1)), "learning_rate": rate}
+    assert pixels(draw_curves([line])).std() > 0
+
+
 def test_a_sweeps_curve_shows_each_rate_and_a_run_that_failed(tmp_path: Path) -> None:
     points = [(0.01, 0.5), (0.1, 0.7), (1.0, None)]
     png = draw_sweep(points)

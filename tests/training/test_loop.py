@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, Preprocessing, load_packaged, overlapping
-from patchdeploy.errors import CheckpointError, ConfigError, DataError, StorageError, TrainingError
+from patchdeploy.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteLossError,
+    StorageError,
+    TrainingError,
+)
 from patchdeploy.patch import Kind, Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training import (
@@ -255,6 +262,34 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
     )
     assert torch.load(tmp_path / "16.pt", weights_only=True)["position"]["epoch"] == 1
     assert bool(torch.isfinite(tensors["12.weight"]).all())
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_scores_of_validation_images_that_are_not_finite_stop_the_run(
+    base: Base, digits: tuple[ImageDataset, ImageDataset], broken: float
+) -> None:
+    """Of one image, in all classes: the loss was finite, argmax would answer the first class."""
+    train = digits[0]
+    model = PatchedModel(base)
+    model.add_task("t", train.classes)
+    samples = Samples.from_arrays(
+        train.at(16, base.preprocessing), train.labels, base.preprocessing
+    )
+    tensors = model.tensors()
+
+    def forward(inputs: Tensor) -> Tensor:
+        scores: Tensor = model(inputs)
+        if not torch.is_grad_enabled():
+            scores[0] = broken
+        return scores
+
+    trainee = one_source(forward, {"12.weight": tensors["12.weight"]}, tensors, samples, "head")
+    with pytest.raises(NonFiniteLossError) as caught:
+        fit(trainee, SHORT)
+    assert str(caught.value) == (
+        "t@16: scores of validation images are not finite after epoch 1; they must be, to choose "
+        "an answer by; try a tenth of the learning rate"
+    )
 
 
 def test_no_scale_changes_its_sign_neither_a_positive_nor_a_negative_one(
