@@ -59,10 +59,10 @@ What it takes, by the clock, two cores of an AMD EPYC: section 4 and appendix A 
 that two threads train 311 s, the tables 3,905 s, the reasons of Table 3 (left) 301 s and of Table 6
 389 s, in one go from a clone without results and with nothing else of weight running: 84 minutes.
 The second detector's share of probes.py (372 s), classes_probe.py (1,782 s) and what toy_2d.py
-probes at m = 8 (458 s; 231 s of a processor) came later and ran beside other work; the detector that
-one thread trains was not timed in whole (about 400 s by its first epoch). Together that is 134
+probes at m = 8 (458 s; 231 s of a processor) came later and ran beside other work; the detector
+that one thread trains was not timed in whole (about 400 s by its first epoch). Together that is 134
 minutes, or less where nothing else runs. The tables and figures alone are in the 84; the rest asks
-why two of them differ from the paper.
+why some of them differ from the paper.
 
 Accuracies are in % on test images that chose no rate, epoch or step; the best epoch is chosen on
 15 % of the training images. Spread: standard deviation over seeds, each with other training images,

@@ -35,6 +35,8 @@ SIDES = (96, 80, 64, 48, 32)
 
 RATE = 3e-3
 """Of all weights from a random start, alone or shared: the same for every row. Not swept."""
+OWN_RATE = 1e-2
+"""Of what each task or resolution has of its own."""
 
 
 def make_config(settings: Mapping[str, Any], seed: int) -> TrainConfig:
@@ -43,7 +45,7 @@ def make_config(settings: Mapping[str, Any], seed: int) -> TrainConfig:
     return TrainConfig(
         epochs=settings["epochs"],
         batch_size=settings["batch"],
-        learning_rate=settings["rate"] if alone else None,
+        learning_rate=settings["rate"] if alone else OWN_RATE,
         shared_learning_rate=None if alone else settings["rate"],
         seed=seed,
         augment="shift",

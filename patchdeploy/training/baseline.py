@@ -21,6 +21,7 @@ from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.objective import Forward, compile_forward
+from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
     TEACHER,
     check_resolutions,
@@ -148,7 +149,7 @@ def _all_weights(
     return Trainee(
         name=name,
         sources=(source,),
-        groups={"all": trained},
+        groups={choose_scope(base, "all"): trained},
         state=kept,
         floors={},
         losses=SingleLoss(forward, config, device, teacher),

@@ -93,7 +93,7 @@ class JointModel:
         for name, tensors in self.private.items():
             private |= {f"{PRIVATE}/{name}/{key}": tensors[key] for key in self._own(name)}
         if not shared:
-            return {choose_scope(self.base, head_only=False): private}
+            return {choose_scope(self.base, "patch"): private}
         return {"shared": shared, "private": private} if private else {"shared": shared}
 
     def state(self) -> dict[str, Tensor]:

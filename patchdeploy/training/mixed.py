@@ -119,7 +119,7 @@ def make_trainee(
         f"{task}/{row}": value for task in model.tasks for row, value in model.rows(task).items()
     }
     trained = {key: value for key, value in state.items() if value.requires_grad}
-    scope = choose_scope(model.base, head_only=patch_config.kinds == ("head",))
+    scope = choose_scope(model.base, "head" if patch_config.kinds == ("head",) else "patch")
     bounds = model.pack(scale_floors(model.base, model.tensors(model.tasks[0])))
     forward = MixedForward(model, compile_forward(model, config))
     return Trainee(

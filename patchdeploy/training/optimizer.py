@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,17 +12,19 @@ from torch import Tensor
 from patchdeploy.base import Base
 from patchdeploy.training.config import LARGE_BASE, Scope, TrainConfig
 
+Trained = Literal["patch", "head", "all"]
 
-def choose_scope(base: Base, head_only: bool) -> Scope:
-    """Whose learning rate suits a patch over ``base``, or a last layer alone."""
+LARGE: Mapping[Trained, Scope] = {"patch": "large_patch", "head": "large_head", "all": "large_all"}
+
+
+def choose_scope(base: Base, trained: Trained) -> Scope:
+    """Whose learning rate suits a patch over ``base``, a last layer alone, or all its weights."""
     weights = sum(
         value.numel()
         for key, value in base.module.named_parameters()
         if not key.startswith(f"{base.head_name}.")
     )
-    if weights >= LARGE_BASE:
-        return "large_head" if head_only else "large_patch"
-    return "head" if head_only else "patch"
+    return LARGE[trained] if weights >= LARGE_BASE else trained
 
 
 def make_optimizer(

@@ -151,7 +151,7 @@ def train_resolutions(
     losses = _ResolutionLosses(model, tuple(one.name for one in sources), config, settings)
     groups, state = model.groups(), model.state()
     if losses.mixture is not None:
-        scope = "private" if "shared" in groups else choose_scope(base, head_only=False)
+        scope = "private" if "shared" in groups else choose_scope(base, "patch")
         groups[scope] = {**groups.get(scope, {}), MIXTURE: losses.mixture}
         state[MIXTURE] = losses.mixture
     known = [base.sha256, vars(settings), list(images.classes)]

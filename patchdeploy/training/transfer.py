@@ -138,7 +138,7 @@ class TransferRun:
             return accuracy(model, samples[1], model.device)  # a shared head is all there is
         head = f"{model.base.head_name}."
         head_only = all(key.startswith(head) for key in trained)
-        scope = choose_scope(model.base, head_only)
+        scope = choose_scope(model.base, "head" if head_only else "patch")
         compact = make_compact(model.base, tensors, config, self._first(px))
         rounded = model if compact is None else compact_forward(model, tensors, compact)
         forward: Forward = compile_forward(rounded, config)

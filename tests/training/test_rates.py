@@ -6,7 +6,7 @@ import torch
 from patchdeploy.base import Base
 from patchdeploy.data import load_packaged
 from patchdeploy.patch import PatchConfig
-from patchdeploy.training import TrainConfig, loop, train_patch
+from patchdeploy.training import TrainConfig, loop, train_baseline, train_patch
 from patchdeploy.training.config import LARGE_BASE
 from patchdeploy.training.joint import Member, make_joint
 from patchdeploy.training.mixed import train_many_patches
@@ -43,7 +43,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_a_patch_and_a_head_over_a_large_base_learn_at_smaller_rates(base: Base, peaks) -> None:
+def test_what_learns_over_a_large_base_learns_at_smaller_rates(base: Base, peaks) -> None:
     images = load_packaged("optical_digits")[0].subset(range(0, 300, 5))
     head = PatchConfig(("head",))
     large = base.name.startswith("torchvision")
@@ -60,6 +60,8 @@ def test_a_patch_and_a_head_over_a_large_base_learn_at_smaller_rates(base: Base,
     assert peaks(many(head)) == {head_rate}
     given = TrainConfig(epochs=1, batch_size=16, device="cpu", learning_rate=0.5)
     assert peaks(train(PatchConfig(), given)) == {0.5}
+    every = lambda: train_baseline(base, images, "all", SHORT, resolution=32, quiet=True)  # noqa: E731
+    assert peaks(every) == {3e-4 if large else 2e-3}
     frozen = make_joint(
         base, [Member("a", 3, PatchConfig())], torch.device("cpu"), learn_shared=False
     )
@@ -71,8 +73,9 @@ def test_a_large_base_is_told_by_its_weights_without_the_last_layer() -> None:
     small = Base.from_torchvision("mobilenet_v2", None, width_mult=0.5)
     every = sum(value.numel() for value in small.module.parameters())
     assert every > LARGE_BASE
-    assert choose_scope(small, head_only=False) == "patch"
-    assert choose_scope(small, head_only=True) == "head"
+    assert choose_scope(small, "patch") == "patch"
+    assert choose_scope(small, "head") == "head"
+    assert choose_scope(small, "all") == "all"
 
 
 def test_the_papers_recipe_has_one_rate_whatever_the_base() -> None:
