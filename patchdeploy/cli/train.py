@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -43,28 +45,26 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train what a TOML file says: patches, baselines, several tasks or resolutions at once."""
-    from patchdeploy.training.run import run_training
-    from patchdeploy.training.run_config import load_run_config
-    from patchdeploy.training.workers import resume_command
-
-    overrides = [*(settings or []), *([f"out={_quoted(out)}"] if out else [])]
-    loaded = load_run_config(config, overrides)
     command = ["patchdeploy", *sys.argv[1:]]
     first = os.environ.get("RANK", "0") == "0"
-    folder = Path(loaded.out)
-    if resume and first and not folder.exists():
-        typer.echo(f"--resume: {folder} is not there, so a new run begins", err=True)
+    folder: Path | None = None
     try:
-        with _short_warnings(first):
-            result = run_training(loaded, resume=resume, quiet=quiet, command=command)
+        with _sigterm_as_ctrl_c():
+            from patchdeploy.training.run import run_training
+            from patchdeploy.training.run_config import load_run_config
+
+            overrides = [*(settings or []), *([f"out={_quoted(out)}"] if out else [])]
+            loaded = load_run_config(config, overrides)
+            folder = Path(loaded.out)
+            if resume and first:
+                _warn_if_blank(folder)
+            with _short_warnings(first):
+                result = run_training(loaded, resume=resume, quiet=quiet, command=command)
+            if first:
+                document = {**result.summary, "out": str(result.folder)}
+                emit(as_json, document, *summary_tables(document))
     except KeyboardInterrupt:
-        kept = f"{folder} keeps what was done" if folder.exists() else "nothing was trained yet"
-        raise RunInterruptedError(
-            f"interrupted; {kept}; go on with: {resume_command(command)}" if first else ""
-        ) from None
-    if first:
-        document = {**result.summary, "out": str(result.folder)}
-        emit(as_json, document, *summary_tables(document))
+        raise RunInterruptedError(_describe_stop(folder, command) if first else "") from None
 
 
 def new_config(
@@ -127,6 +127,54 @@ def _quoted(path: Path) -> str:
 
 
 @contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which a scheduler sends, interrupts the block as Ctrl-C does.
+
+    Not where it is handled already, nor under torchrun, which sends it to ranks that wait for one
+    that has died: what they wait in would not hear of an interrupt (while they train, see
+    `patchdeploy.training.interrupt`).
+    """
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    main = threading.current_thread() is threading.main_thread()
+    if not (alone and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _describe_stop(folder: Path | None, command: Sequence[str]) -> str:
+    """What an interrupt has left, and how to go on.
+
+    Args:
+        folder: the run's; None while libraries were imported and the file was read.
+    """
+    if folder is not None:
+        from patchdeploy.training.run_folder import is_blank
+        from patchdeploy.training.workers import resume_command
+
+        if not is_blank(folder):
+            again = resume_command(command)
+            return f"interrupted; {folder} keeps what was done; go on with: {again}"
+    return "interrupted; nothing was trained yet; run the same command again"
+
+
+def _warn_if_blank(folder: Path) -> None:
+    from patchdeploy.training.run_folder import is_blank
+
+    if is_blank(folder):
+        _print_warning(f"--resume: nothing to go on with in {folder}; a new run begins")
+
+
+def _print_warning(text: str) -> None:
+    words = f"[bold yellow]warning:[/] {escape(text)}"
+    errors_console.print(words, highlight=False, soft_wrap=True)
+
+
+@contextmanager
 def _short_warnings(shown: bool) -> Iterator[None]:
     """A warning of ours as one line on standard error, without its place in the source."""
     from patchdeploy.data import OverlapWarning
@@ -144,9 +192,7 @@ def _short_warnings(shown: bool) -> Iterator[None]:
         if not issubclass(category, OverlapWarning):
             before(message, category, filename, lineno, file, line)
         elif shown:
-            errors_console.print(
-                f"[bold yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True
-            )
+            _print_warning(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", OverlapWarning)

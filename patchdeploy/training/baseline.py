@@ -167,6 +167,7 @@ def evaluate(
 
     Raises:
         DataError: no image.
+        NonFiniteLossError: the largest score of an image is not finite, which is no answer.
     """
     if not len(images):
         raise DataError(f"{images.name}: 0 images; accuracy needs at least 1; add some")

@@ -91,8 +91,8 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
         axis.grid(alpha=0.3)
     rates = [_number(line.get("learning_rate")) for line in lines]
     if all(rate > 0 for rate in rates):
-        if len(set(rates)) == 1:  # matplotlib warns of an axis whose ends are equal
-            axes[-1].set_ylim(rates[0] / 2, rates[0] * 2)
+        if max(rates) < 2 * min(rates):  # matplotlib warns of an axis whose ends it finds equal
+            axes[-1].set_ylim(min(rates) / 2, max(rates) * 2)
         axes[-1].set_yscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize="small")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patchdeploy.errors import NonFiniteLossError
 from patchdeploy.patch.joined import Partners, joined_with
-from patchdeploy.training.accuracy import accuracy
+from patchdeploy.training.accuracy import LOSS_LIMIT, measure
 from patchdeploy.training.checkpoint import (
     Position,
     RunState,
@@ -90,7 +90,8 @@ def fit(
 
     Raises:
         DataError: no image to train on, or none to validate on.
-        NonFiniteLossError: a loss that is not finite; the last checkpoint stays.
+        NonFiniteLossError: a loss that is not finite, or one of validation images over `LOSS_LIMIT`
+            after every epoch that could be kept; the last checkpoint stays.
         TrainingError: a rank that stopped, or memory that ran out; the last checkpoint stays.
         CheckpointError: ``resume`` finds a checkpoint of other settings.
         StorageError: the checkpoint cannot be written.
@@ -296,7 +297,7 @@ class _Run:
 
         Raises:
             NonFiniteLossError: the last step made a tensor that is not finite, or one that makes
-                scores that are not.
+                scores that are not; or this was the last epoch and there is nothing to keep.
         """
         self._join_statistics()
         self._check_state()
@@ -304,8 +305,8 @@ class _Run:
         if self.average is not None:
             put_back(self.trainee.trained, self.average.average())
         self.trainee.prepare(self.position.epoch)
-        top1 = self._validate()
-        self._keep_best(top1)
+        top1, losses = self._validate()
+        self._keep_best(top1, losses)
         put_back(self.trainee.state, current)
         position, done = self.position, self.position.epoch + 1
         share = steps / self.trainee.steps  # of the epoch that ``seconds`` measured
@@ -317,6 +318,8 @@ class _Run:
             mean = loss / images if images else 0.0
             if self.workers.rank == 0:
                 on_epoch(EpochRecord(source.name, done, mean, found, rate, seconds, speed))
+        if done == self.config.epochs:
+            self._check_kept(losses)
         position.epoch, position.step = done, 0
         self._open_epoch()
         self.save()
@@ -331,40 +334,57 @@ class _Run:
                     "stay finite; try a tenth of the learning rate"
                 )
 
-    def _validate(self) -> list[float]:
+    def _validate(self) -> tuple[list[float], list[float]]:
+        """Top-1 and loss by source."""
         count, world = len(self.trainee.sources), self.workers.world
-        found = torch.zeros(count, dtype=torch.float64, device=self.device)
+        found = torch.zeros(2, count, dtype=torch.float64, device=self.device)
         for source, one in enumerate(self.trainee.sources):
             if source % world == self.workers.rank:
                 forward = _bound(self.trainee.predict, source)
                 with autocast(self.config, self.device):
-                    found[source] = accuracy(forward, one.validation, self.device)
+                    measured = measure(forward, one.validation, self.device)
+                found[:, source] = found.new_tensor(measured)
         self.workers.sum_in_place([found])
-        top1: list[float] = found.tolist()
-        for one, value in zip(self.trainee.sources, top1, strict=True):
-            if math.isnan(value):
+        top1, losses = found.tolist()
+        for one, loss in zip(self.trainee.sources, losses, strict=True):
+            if not math.isfinite(loss):
                 raise NonFiniteLossError(
                     f"{one.name}: scores of validation images are not finite after epoch "
                     f"{self.position.epoch + 1}; they must be, to choose an answer by; try a "
                     "tenth of the learning rate"
                 )
-        return top1
+        return top1, losses
 
-    def _keep_best(self, top1: Sequence[float]) -> None:
+    def _keep_best(self, top1: Sequence[float], losses: Sequence[float]) -> None:
+        """An epoch whose loss is over `LOSS_LIMIT` counts as none: a later one may be sound."""
         position, owners = self.position, self.trainee.owners
         always = not self.config.early_best
         state = self.trainee.state
+        found = [
+            value if loss < LOSS_LIMIT else -1.0 for value, loss in zip(top1, losses, strict=True)
+        ]
         if all(key in owners for key in state):
-            for source, value in enumerate(top1):
+            for source, value in enumerate(found):
                 if always or value > position.best_top1[source]:
                     mine = {key: state[key] for key in state if owners[key] == source}
                     self.best |= snapshot(mine)
                     position.best_top1[source] = value
             return
-        mean = sum(top1) / len(top1)
+        mean = sum(found) / len(found) if min(found) >= 0 else -1.0
         if always or mean > position.best_mean:
             self.best = snapshot(state)
-            position.best_top1, position.best_mean = list(top1), mean
+            position.best_top1, position.best_mean = found, mean
+
+    def _check_kept(self, losses: Sequence[float]) -> None:
+        lost = [source for source, top1 in enumerate(self.position.best_top1) if top1 < 0]
+        if lost:
+            worst = max(lost, key=lambda source: losses[source])
+            raise NonFiniteLossError(
+                f"{self.trainee.sources[worst].name}: the loss of validation images is "
+                f"{losses[worst]:.3g} after epoch {self.config.epochs}, and no epoch can be kept; "
+                f"it must stay below {LOSS_LIMIT:.3g}, where float32 still tells scores apart; try "
+                "a tenth of the learning rate"
+            )
 
     @torch.no_grad()
     def _join_statistics(self) -> None:

@@ -28,6 +28,7 @@ from patchdeploy.storage import write_atomic
 from patchdeploy.training.curves import METRICS_FILE
 from patchdeploy.training.run_config import RunConfig, parse_run_config
 from patchdeploy.training.run_toml import read_toml, write_toml
+from patchdeploy.training.sweep import SWEEP_FILE
 
 CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE = "config.toml", "environment.json", "summary.json"
 LOCK_FILE = ".in-use"
@@ -55,15 +56,26 @@ def check_run_folder(config: RunConfig, resume: bool) -> None:
         StorageError: it cannot be read.
     """
     folder = Path(config.out)
-    found = _list_folder(folder)
-    if not found or (CONFIG_FILE in found and not _has_begun(folder)):
+    if is_blank(folder):
         return
+    found = _list_folder(folder)
     if CONFIG_FILE not in found:
         raise ConfigError(
             f"{folder} holds {found[0]!r} and no run; a run has a folder of its own; name another "
             "with --out"
         )
     _check_same_run(folder, config, resume)
+
+
+def is_blank(folder: Path) -> bool:
+    """Whether a run begins in ``folder``, there or not, with nothing to go on with and nothing to
+    lose.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    found = _list_folder(folder)
+    return not found or (CONFIG_FILE in found and not _has_begun(folder))
 
 
 @contextmanager
@@ -152,7 +164,8 @@ def make_run_folder(config: RunConfig, command: Sequence[str] = ()) -> Path:
 
 
 def _has_begun(folder: Path) -> bool:
-    return any(next(folder.rglob(name), None) for name in ("*.pt", METRICS_FILE, SUMMARY_FILE))
+    traces = ("*.pt", METRICS_FILE, SUMMARY_FILE, SWEEP_FILE)
+    return any(next(folder.rglob(name), None) for name in traces)
 
 
 def _list_folder(folder: Path) -> list[str]:

@@ -15,7 +15,9 @@ import torch
 from cli_cases import COMMAND, answer, call, here, refused, write_folder, write_run
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
+from patchdeploy.cli import train
 from patchdeploy.patch import Patch
+from patchdeploy.training import run
 from patchdeploy.training.run_config import METHODS
 
 EPOCHS = 30
@@ -218,6 +220,20 @@ def test_a_detectors_checkpoint_is_a_base_in_the_file(faces, tmp_path):
     refused(wrong, 2, "objects.ptx cannot be read")
 
 
+def test_a_patch_that_training_destroyed_is_not_saved_though_all_its_values_are_finite(
+    config, tmp_path
+):
+    changes = ("training.learning_rate=1e30", "training.epochs=1", "training.batch_size=24")
+    settings = [one for change in changes for one in ("--set", change)]
+    for again in ([], ["--resume"]):
+        done = here("train", config, "--out", tmp_path / "run", *settings, *again)
+        refused(
+            done, 5, "faces@32: the loss of validation images is", "after epoch 1",
+            "try a tenth of the learning rate",
+        )  # fmt: skip
+    assert not (tmp_path / "run" / "patches").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_with_5_and_says_what_to_try(config, tmp_path):
     done = here("train", config, "--out", tmp_path / "run", "--set", "training.learning_rate=3e38")
     refused(
@@ -247,13 +263,81 @@ def test_a_bad_setting_is_refused_before_training(config, tmp_path, change, word
     assert not (tmp_path / "x" / "patches").exists()
 
 
-def test_a_folder_to_go_on_in_that_is_not_there_is_told_before_a_new_run_begins(config, tmp_path):
-    once = ("--set", "training.epochs=1", "--quiet")
-    done = here("train", config, "--out", tmp_path / "mistyped", "--resume", *once)
+@pytest.mark.parametrize("sweep", [(), ("--set", "sweep.rates=[0.01, 0.02]")])
+def test_resume_where_there_is_nothing_to_go_on_with_is_a_warning_before_a_new_run(
+    config, tmp_path, sweep
+):
+    """A folder that is not there, and for a sweep one that is empty."""
+    folder = tmp_path / "mistyped"
+    if sweep:
+        folder.mkdir()
+    once = ("--set", "training.epochs=1", "--quiet", *sweep)
+    done = here("train", config, "--out", folder, "--resume", *once)
     assert done.returncode == 0
-    assert done.stderr == f"--resume: {tmp_path / 'mistyped'} is not there, so a new run begins\n"
-    again = here("train", config, "--out", tmp_path / "mistyped", "--resume", *once)
+    assert done.stderr == (
+        f"warning: --resume: nothing to go on with in {folder}; a new run begins\n"
+    )
+    again = here("train", config, "--out", folder, "--resume", *once)
     assert again.stderr == ""
+
+
+NOTHING = "error: interrupted; nothing was trained yet; run the same command again\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_torch_is_imported_says_that_nothing_was_trained_yet(config, tmp_path, name):
+    program = (
+        "import os, signal, sys\n"
+        "from patchdeploy.cli import main\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'torch': os.kill(os.getpid(), signal.{name})\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "sys.argv = sys.argv[1:]\n"
+        "main()\n"
+    )
+    typed = ["patchdeploy", "train", config, "--out", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, typed)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, NOTHING)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("last", ["open_base", "make_run_folder"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_says_that_nothing_was_trained_yet(
+    config, tmp_path, monkeypatch, last, number
+):
+    """Before the folder is there, and after."""
+    does = getattr(run, last)
+
+    def signalled(*arguments):
+        found = does(*arguments)
+        # without a handler of the command's this would end the tests
+        assert callable(signal.getsignal(number))
+        signal.raise_signal(number)
+        return found
+
+    monkeypatch.setattr(run, last, signalled)
+    before = signal.getsignal(number)
+    done = here("train", config, "--out", tmp_path / "run", "--quiet")
+    assert (done.returncode, done.stderr) == (130, NOTHING)
+    assert (tmp_path / "run" / "config.toml").exists() == (last == "make_run_folder")
+    assert signal.getsignal(number) is before
+
+
+def test_under_torchrun_sigterm_before_training_ends_a_rank_at_once(monkeypatch):
+    """A rank that waits for another in the exchange's own code would not hear of an interrupt."""
+    handlers = []
+    for world in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with train._sigterm_as_ctrl_c():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+    assert handlers == [signal.default_int_handler, signal.SIG_DFL]
 
 
 def test_a_file_that_is_no_config_shows_how_to_write_one(faces, tmp_path):

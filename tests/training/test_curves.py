@@ -40,6 +40,8 @@ def test_a_run_of_one_epoch_is_drawn_without_a_warning(rate: float) -> None:
     """matplotlib finds the ends of an axis of such a rate alone equal."""
     line = {**vars(record("a", 1)), "learning_rate": rate}
     assert pixels(draw_curves([line])).std() > 0
+    near = {**vars(record("b", 1)), "learning_rate": rate * (1 + 1e-15)}
+    assert pixels(draw_curves([line, near])).std() > 0
 
 
 def test_a_sweeps_curve_shows_each_rate_and_a_run_that_failed(tmp_path: Path) -> None:

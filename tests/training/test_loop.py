@@ -27,6 +27,7 @@ from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training import (
     TrainConfig,
     evaluate,
+    loop,
     session,
     train_baseline,
     train_patch,
@@ -39,6 +40,7 @@ from patchdeploy.training.records import METRICS_FILE, open_recorder
 from patchdeploy.training.samples import Samples, Source
 from patchdeploy.training.trainee import Trainee, keep_signs
 from patchdeploy.training.transfer import SingleLoss
+from patchdeploy.training.workers import SINGLE
 
 SHORT = TrainConfig(epochs=2, batch_size=32, device="cpu")
 SIZES = (8, 12, 16)
@@ -289,6 +291,104 @@ def test_scores_of_validation_images_that_are_not_finite_stop_the_run(
     assert str(caught.value) == (
         "t@16: scores of validation images are not finite after epoch 1; they must be, to choose "
         "an answer by; try a tenth of the learning rate"
+    )
+
+
+def spoiled(base: Base, train: ImageDataset, *epochs: int) -> Trainee:
+    """A head over ``base``; after ``epochs`` (from 0) its scores are 1e30 times as large, which
+    changes no answer and leaves them finite."""
+    model = PatchedModel(base)
+    model.add_task("t", train.classes)
+    samples = Samples.from_arrays(
+        train.at(16, base.preprocessing), train.labels, base.preprocessing
+    )
+    now = [0]
+
+    def forward(inputs: Tensor) -> Tensor:
+        scores: Tensor = model(inputs)
+        return scores * 1e30 if not torch.is_grad_enabled() and now[0] in epochs else scores
+
+    def prepare(epoch: int) -> None:
+        now[0] = epoch
+
+    state = model.tensors()
+    trainee = one_source(forward, {"12.weight": state["12.weight"]}, state, samples, "head")
+    return replace(trainee, prepare=prepare)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_run_whose_scores_are_finite_and_answer_nothing_stops_at_its_end_also_resumed(
+    base: Base, digits: tuple[ImageDataset, ImageDataset], tmp_path: Path, early: bool
+) -> None:
+    config, place, epochs = replace(SHORT, early_best=early), tmp_path / "16.pt", list[int]()
+
+    def run(resume: bool) -> str:
+        trainee = spoiled(base, digits[0], 0, 1)
+        with pytest.raises(NonFiniteLossError) as caught:
+            fit(
+                trainee, config, checkpoint=place, resume=resume,
+                on_epoch=lambda record: epochs.append(record.epoch),
+            )  # fmt: skip
+        return str(caught.value)
+
+    first = run(False)
+    before, _, rest = first.partition(" is ")
+    loss, _, rule = rest.partition(" after ")
+    assert before == "t@16: the loss of validation images"
+    assert 1e28 < float(loss) < 1e32
+    assert rule == (
+        "epoch 2, and no epoch can be kept; it must stay below 1.68e+07, where float32 still tells "
+        "scores apart; try a tenth of the learning rate"
+    )
+    assert run(True) == first
+    assert epochs == [1, 2, 2]
+
+
+@pytest.mark.parametrize(("epoch", "early"), [(0, True), (0, False), (1, True)])
+def test_an_epoch_whose_scores_answer_nothing_is_not_kept_and_stops_no_run_that_has_another(
+    base: Base, digits: tuple[ImageDataset, ImageDataset], epoch: int, early: bool
+) -> None:
+    trainee = spoiled(base, digits[0], epoch)
+    weight, after = trainee.trained["12.weight"], list[Tensor]()
+    config = replace(SHORT, early_best=early)
+    fit(trainee, config, on_epoch=lambda record: after.append(weight.detach().clone()))
+    assert not torch.equal(after[0], after[1])
+    assert torch.equal(weight.detach(), after[1 - epoch])
+
+
+def test_an_epoch_that_answers_nothing_of_one_source_is_not_kept_for_the_others(
+    base: Base, digits: tuple[ImageDataset, ImageDataset]
+) -> None:
+    """Of tensors that they share, although the mean over sources is the better one."""
+    trainee = spoiled(base, digits[0])
+    source = trainee.sources[0]
+    more = (replace(source, name="u@16"), replace(source, name="v@16"))
+    trainee = replace(trainee, sources=(source, *more))
+    run = loop._Run(trainee, SHORT, SINGLE, None)
+    run._keep_best([0.9, 0.9, 0.9], [0.1, 1e30, 0.1])
+    with pytest.raises(NonFiniteLossError, match="u@16: the loss of validation images is 1e"):
+        run._check_kept([0.1, 1e30, 0.1])
+    run._keep_best([0.2, 0.2, 0.3], [0.1, 0.1, 0.1])
+    run._check_kept([0.1, 0.1, 0.1])
+    assert run.position.best_top1 == [0.2, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_patch_whose_scores_are_not_finite_has_no_accuracy(
+    base: Base, digits: tuple[ImageDataset, ImageDataset], broken: float
+) -> None:
+    """argmax would answer the first class."""
+    images = digits[1]
+    model = PatchedModel(base)
+    model.add_task("t", images.classes)
+    with torch.no_grad():
+        model.tensors()["12.bias"][:] = broken
+    with pytest.raises(NonFiniteLossError) as caught:
+        evaluate(model, images, 16, base)
+    assert str(caught.value) == (
+        f"scores of {len(images)} of {len(images)} images are not finite (the first: "
+        f"{images.position(0)}); they must be, to choose an answer by; train again, with a tenth "
+        "of the learning rate"
     )
 
 

@@ -24,6 +24,7 @@ from patchdeploy.training.run_folder import (
     check_run_folder,
     describe_environment,
     hold_run_folder,
+    is_blank,
     make_run_folder,
     write_summary,
 )
@@ -94,6 +95,25 @@ def test_a_checkpoint_alone_is_a_run_that_has_begun(config: RunConfig) -> None:
     (folder / "digits").mkdir()
     (folder / "digits" / "32.pt").write_bytes(b"x")
     assert "holds a run that can go on" in refusal(config, False)
+
+
+def test_a_sweep_whose_rates_all_failed_at_once_is_a_run_that_has_begun(config: RunConfig) -> None:
+    """``--resume`` does not try those rates again."""
+    (make_run_folder(config) / "sweep.json").write_text("{}")
+    assert "holds a run that can go on" in refusal(config, False)
+
+
+def test_a_folder_is_blank_where_a_run_has_nothing_to_go_on_with(config: RunConfig) -> None:
+    folder = Path(config.out)
+    assert is_blank(folder)
+    folder.mkdir()
+    assert is_blank(folder)
+    make_run_folder(config)
+    assert is_blank(folder)
+    (folder / "rate-0.1").mkdir()
+    assert is_blank(folder)
+    (folder / "rate-0.1" / "32.pt").write_bytes(b"x")
+    assert not is_blank(folder)
 
 
 def test_a_folder_with_something_else_is_refused(config: RunConfig) -> None:

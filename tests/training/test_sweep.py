@@ -25,13 +25,14 @@ def test_a_sweep_over_real_runs_finds_that_a_rate_can_be_too_small_and_too_large
         patch = train_patch(base, images, config, PatchConfig(), resolutions=[32], quiet=True)
         return float(patch.metrics["validation_top1"]["32"])
 
-    found = sweep_rates(train, CONFIG, (1e-5, 2e-2, 3e38))
-    assert [one.rate for one in found.results] == [1e-5, 2e-2, 3e38]
+    found = sweep_rates(train, CONFIG, (1e-5, 2e-2, 1e30, 3e38))
+    assert [one.rate for one in found.results] == [1e-5, 2e-2, 1e30, 3e38]
     assert found.best.rate == 2e-2
     assert not found.at_edge
     # 30 images are held out; guessing gets 3 right, spread 1.6: five of those.
     assert found.best.validation_top1 > (3 + 5 * 1.6) / 30
-    assert "the loss is" in found.results[2].failed
+    assert "the loss of validation images is" in found.results[2].failed  # all are finite
+    assert "the loss is" in found.results[3].failed
 
 
 def test_between_equal_rates_the_smaller_one_is_best_and_an_edge_says_so() -> None:
