@@ -23,6 +23,7 @@ built-in that a caller would expect, so ``except ValueError`` keeps working.
     +-- UnknownResolutionError (ValueError)
     +-- ConfigError (ValueError)            a key or value in a config, a manifest, an option
     +-- FileFormatError (ValueError)        a file that is truncated or does not parse
+    |   +-- IrregularFileError          a link, pipe, device or folder, or a file that is too long
     |   +-- SlotTableError
     |   +-- PatchFileError
     |   |   +-- PatchRefusedError       one check of docs/patch-format.md, by code
@@ -120,6 +121,10 @@ class ConfigError(PatchdeployError, ValueError):
 
 class FileFormatError(PatchdeployError, ValueError):
     """A file that is truncated or does not follow its format."""
+
+
+class IrregularFileError(FileFormatError):
+    """A link, a pipe, a device or a folder where a file must be, or a file longer than allowed."""
 
 
 class SlotTableError(FileFormatError):

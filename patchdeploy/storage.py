@@ -1,13 +1,19 @@
-"""Files that are either the old ones or the new ones, never half written.
+"""Files that are either the old ones or the new ones, never half written; reading without trust.
 
 In: bytes and a path. Out: the file, written to a temporary name, synced and renamed, or a
 StorageError with nothing changed; where the very last step fails, one that says the file is new.
+
+A file of another's making is read with `read_regular` (a path of one's own), `read_inside` (a name
+inside a folder of another's making) or, where not all of it is wanted, `open_regular`: they open
+regular files alone, never wait for a pipe or a device, and read no more than they may.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,16 +21,126 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from patchdeploy.errors import StorageError
+from patchdeploy.errors import IrregularFileError, StorageError
 
 LOCK_SECONDS = 60.0
 """How long a writer waits for another one, by default."""
 _LOOK_SECONDS = 0.005
+_GROWTH_BYTES = 65_536
+"""How much a file may grow while it is read; a file of /proc has length 0 and content."""
+_READ = os.O_RDONLY
+for _flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):  # each where the system has it
+    _READ |= getattr(os, _flag, 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
     """SHA-256 of ``data``, 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def read_regular(path: Path, limit_bytes: int, *, follow: bool = False) -> bytes:
+    """The whole of a regular file; its length is looked at before a byte of it is read.
+
+    Use this for every file that another may have made. It never waits for a pipe or a device.
+
+    Args:
+        limit_bytes: the longest that the file may be.
+        follow: ``path`` may be a link (a person's own path); what it leads to must be regular.
+
+    Raises:
+        IrregularFileError: a link, a pipe, a device, a folder, or a longer file.
+        OSError: it is not there or cannot be read; the caller says what that means.
+    """
+    return _read_handle(open_regular(path, follow=follow), path, limit_bytes)
+
+
+def read_inside(folder: Path, name: str, limit_bytes: int) -> bytes:
+    """`read_regular` of ``folder``/``name`` where no part of ``name`` may be a link.
+
+    ``folder`` itself may be reached by links: the caller named it. So nothing outside of it is
+    opened, whatever the folder holds.
+
+    Args:
+        name: parts joined by "/", none of them "." or "..".
+
+    Raises:
+        IrregularFileError, OSError: as `read_regular`; also where a part is a link or no folder.
+    """
+    return _read_handle(_open_inside(Path(folder), name), Path(folder) / name, limit_bytes)
+
+
+def open_regular(path: Path, *, follow: bool = False, folder: int | None = None) -> int:
+    """A handle to read a regular file, opened without waiting; the caller closes it.
+
+    Args:
+        follow: ``path`` may be a link; what it leads to must be regular.
+        folder: a handle of the folder that ``path`` is relative to.
+
+    Raises:
+        IrregularFileError: a link, a pipe, a device or a folder.
+        OSError: it is not there or cannot be opened.
+    """
+    try:
+        handle = os.open(path, _READ if follow else _READ | _NO_LINK, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _irregular(path, "a link, or reached by links in a circle") from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise _irregular(path, "not a regular file") from error
+        raise
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise _irregular(path, "not a regular file")
+
+
+def _open_inside(folder: Path, name: str) -> int:
+    *folders, last = name.split("/")
+    if os.open not in os.supports_dir_fd:  # pragma: no cover - Windows
+        for part in folders:
+            folder = folder / part
+            if folder.is_symlink():
+                raise _irregular(folder, "a link")
+        return open_regular(folder / last)
+    handle = os.open(folder, _FOLDER)
+    try:
+        for part in folders:
+            inner = _open_folder(part, handle, folder / name)
+            os.close(handle)
+            handle = inner
+        return open_regular(Path(last), folder=handle)
+    finally:
+        os.close(handle)
+
+
+def _open_folder(part: str, parent: int, place: Path) -> int:
+    try:
+        return os.open(part, _FOLDER | _NO_LINK, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise _irregular(place, f"below {part!r}, which is a link or no folder") from error
+        raise
+
+
+def _read_handle(handle: int, path: Path, limit_bytes: int) -> bytes:
+    """All that ``handle`` reads, which is closed."""
+    with os.fdopen(handle, "rb") as file:
+        length = os.fstat(handle).st_size
+        if length > limit_bytes:
+            raise _irregular(path, f"{length} bytes long, and at most {limit_bytes} are allowed")
+        most = min(limit_bytes, length + _GROWTH_BYTES)
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise _irregular(path, f"longer than {most} bytes, and grows while it is read")
+    return data
+
+
+def _irregular(path: Path, what: str) -> IrregularFileError:
+    return IrregularFileError(
+        f"{path} is {what}; it must be a regular file; put the file itself in its place"
+    )
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,12 +1,20 @@
 import os
+import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from patchdeploy.errors import StorageError
-from patchdeploy.storage import hold_lock, sha256_hex, write_atomic
+from patchdeploy.errors import IrregularFileError, StorageError
+from patchdeploy.storage import (
+    hold_lock,
+    read_inside,
+    read_regular,
+    sha256_hex,
+    write_atomic,
+)
 
 
 def test_writing_replaces_the_file_and_leaves_no_temporary_name(tmp_path):
@@ -105,3 +113,66 @@ def test_a_lock_that_another_process_does_not_give_back_is_an_error_and_one_that
     finally:
         holder.communicate()
         os.close(handle)
+
+
+def irregular_files(folder):
+    """Name of each kind of thing that is no regular file, made in ``folder``."""
+    (folder / "file").write_bytes(b"content")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "file").write_bytes(b"content")
+    (folder / "link").symlink_to("file")
+    (folder / "circle").symlink_to("circle")
+    (folder / "linked-folder").symlink_to("folder")
+    os.mkfifo(folder / "pipe")
+    (folder / "device").symlink_to("/dev/zero")
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(20 << 30)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.path.relpath(folder / "socket"))
+    listener.close()
+    return ["folder", "link", "circle", "linked-folder", "pipe", "device", "sparse", "socket"]
+
+
+def test_nothing_but_a_regular_file_is_read_and_nothing_is_waited_for(tmp_path):
+    for name in irregular_files(tmp_path):
+        for read in (read_regular, lambda path, limit: read_inside(tmp_path, path.name, limit)):
+            with pytest.raises(IrregularFileError, match="must be a regular file; put the file"):
+                read(tmp_path / name, 1 << 20)
+    for name in ("folder", "circle", "linked-folder", "pipe", "device", "sparse", "socket"):
+        with pytest.raises(IrregularFileError):
+            read_regular(tmp_path / name, 1 << 20, follow=True)
+    assert read_regular(tmp_path / "link", 7, follow=True) == b"content"
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "absent", 7)
+    with pytest.raises(IrregularFileError, match="7 bytes long, and at most 6 are allowed"):
+        read_regular(tmp_path / "file", 6)
+
+
+def test_no_part_of_a_name_inside_a_folder_may_be_a_link(tmp_path):
+    irregular_files(tmp_path)
+    (tmp_path / "way").symlink_to(tmp_path)
+    assert read_inside(tmp_path / "way", "folder/file", 7) == b"content"
+    for name in ("linked-folder/file", "circle/file", "file/file", "pipe/file"):
+        with pytest.raises(IrregularFileError, match="is a link or no folder"):
+            read_inside(tmp_path, name, 7)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(IrregularFileError):
+        read_inside(tmp_path, "linked-folder/file", 7)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_cut_in_silence(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(10))
+    assert len(read_regular(Path("/proc/self/status"), 1 << 20)) > 100  # says that it has length 0
+    real = os.fstat
+
+    def earlier(handle):
+        status = real(handle)
+        with (tmp_path / "file").open("ab") as file:
+            file.write(bytes(70_000))
+        return status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fstat", earlier)
+        with pytest.raises(IrregularFileError, match="grows while it is read"):
+            read_regular(tmp_path / "file", 1 << 20)
