@@ -1,11 +1,13 @@
 """patchdeploy: one frozen int8 base network, a tiny patch per task and resolution.
 
 Every public name is imported when it is first asked for, so that ``import patchdeploy`` takes no
-time and loads neither numpy nor torch nor a runtime.
+time and loads neither numpy nor torch nor a runtime. One thing happens at once: the
+telemetry of onnxruntime (1.29 and newer) is switched off, which must be done before its import.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from patchdeploy.training.run_config import RunConfig, load_run_config
     from patchdeploy.training.sweep import sweep_rates
     from patchdeploy.verify import VerifyReport, verify_bundle
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime's Privacy.md; processes inherit it
 
 __all__ = [
     "Base",

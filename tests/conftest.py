@@ -15,6 +15,8 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# onnxruntime sends telemetry otherwise, and tests import it before patchdeploy.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # New examples every time at a desk, the same ones every time in CI, where a failure must repeat.
 settings.register_profile("repeatable", derandomize=True, print_blob=True)

@@ -187,7 +187,10 @@ def check_per_run_version(version: str) -> None:
 
 
 def load_onnxruntime() -> ModuleType:
-    """The onnxruntime module.
+    """The onnxruntime module, its telemetry off.
+
+    ``import patchdeploy`` has switched it off; the call is for a program that imported onnxruntime
+    before, where it ends what is not sent yet.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -199,5 +202,6 @@ def load_onnxruntime() -> ModuleType:
             "runtime 'onnxruntime' needs onnxruntime, which is not installed; "
             "run: pip install 'patchdeploy[onnx]'"
         ) from error
+    onnxruntime.disable_telemetry_events()
     module: ModuleType = onnxruntime
     return module
