@@ -17,7 +17,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -214,6 +214,44 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_lock(path: Path) -> int:
+    """A handle of the lock file ``path``, made if need be; the caller closes it.
+
+    flock needs a handle and no right to write, so whoever may open a lock file may hold it. Only
+    those who may write its folder may open this one; rights that an older version gave are taken
+    back.
+
+    Raises:
+        IrregularFileError: a link, a pipe, a device or a folder has the name.
+        OSError: it cannot be opened.
+    """
+    flags = _READ | os.O_RDWR | os.O_CREAT | _NO_LINK  # O_RDONLY, in _READ, is 0
+    try:
+        handle = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _irregular(path, "a link, or not a regular file") from error
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise _irregular(path, "not a regular file")
+        mode = _lock_mode(path.parent)
+        if stat.S_IMODE(status.st_mode) != mode and hasattr(os, "fchmod"):
+            with suppress(PermissionError):  # another writer's file: its owner sees to its mode
+                os.fchmod(handle, mode)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _lock_mode(folder: Path) -> int:
+    """Read and write for its owner, and for whoever else may write ``folder``."""
+    writable = stat.S_IMODE(folder.stat().st_mode)
+    return 0o600 | (0o060 if writable & 0o020 else 0) | (0o006 if writable & 0o002 else 0)
 
 
 def hold_lock(handle: int, place: Path, seconds: float = LOCK_SECONDS) -> None:

@@ -55,7 +55,7 @@ from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase, neutral_variant
 from patchdeploy.reference import save_reference
-from patchdeploy.storage import hold_lock, sha256_hex, write_atomic
+from patchdeploy.storage import hold_lock, open_lock, sha256_hex, write_atomic
 
 __all__ = [
     "Bundle",
@@ -353,14 +353,14 @@ def _remove_files(path: Path, names: set[str]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time; see `storage.hold_lock`."""
+    """One writer at a time; see `storage.open_lock`."""
     read_manifest(path)
     try:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_lock(path / _LOCK)
     except OSError as error:
         raise StorageError(
-            f"cannot write bundle {path}: {error.strerror}; a task is added where the folder may "
-            "be written; the bundle is unchanged"
+            f"cannot write bundle {path}: {error.strerror or error}; a task is added where the "
+            "folder may be written; the bundle is unchanged"
         ) from error
     try:
         hold_lock(descriptor, path, _LOCK_SECONDS)

@@ -94,6 +94,7 @@ def _check_new(file: Path, trusted: Path | None, threshold: int | None) -> None:
 
 def _save_both(key: SigningKey, file: Path, trusted: Path, threshold: int | None) -> TrustedKeys:
     """The key, then the list with it; where the list does not get it, the key goes again."""
+    trusted = resolve(trusted)  # a link stays one
     with hold_folder(trusted.parent):
         pinned = _append(trusted, key.public, threshold)
         key.save(file)
@@ -176,10 +177,12 @@ def rotate_(
             "is to change"
         )
     public = _parse_public(add)
-    with hold_folder(trusted.parent):
-        before = _lowered(TrustedKeys.load(trusted), threshold)
+    place = resolve(trusted)  # a link stays one
+    TrustedKeys.load(place)  # before a lock is made in its folder
+    with hold_folder(place.parent):
+        before = _lowered(TrustedKeys.load(place), threshold)
         made = _with_threshold(rotate(before, public, revoke), threshold)
-        made.save(trusted)
+        made.save(place)
     _print_trusted(trusted, made, as_json)
 
 

@@ -6,6 +6,7 @@ or what every check says of it. A file is replaced whole or not at all.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ import typer
 
 from patchdeploy.cli.exit import EXIT_CHECK_FAILED
 from patchdeploy.cli.options import BundleArgument, JsonOption, show_progress
-from patchdeploy.cli.places import check_folder_of, is_there
+from patchdeploy.cli.places import check_folder_of, is_there, resolve
 from patchdeploy.cli.signing import (
     AllowUnsignedOption,
     ExpiresOption,
@@ -24,7 +25,7 @@ from patchdeploy.cli.signing import (
     warn,
 )
 from patchdeploy.cli.tables import emit, make_table
-from patchdeploy.errors import ConfigError, PatchFileError
+from patchdeploy.errors import ConfigError, IrregularFileError, PatchFileError
 from patchdeploy.patchfile import (
     MAX_FILE_BYTES,
     Policy,
@@ -35,8 +36,9 @@ from patchdeploy.patchfile import (
     read_container,
 )
 from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.key_files import hold_folder
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
-from patchdeploy.storage import sha256_hex, write_atomic
+from patchdeploy.storage import open_regular, sha256_hex, write_atomic
 
 if TYPE_CHECKING:
     from patchdeploy.verify.patch import PatchReport
@@ -49,14 +51,16 @@ OfBundleOption = Annotated[
 
 
 def read_patch_file(path: Path) -> bytes:
-    """The bytes of ``path``, at most one more than a patch file may have.
+    """The bytes of ``path``, a regular file, at most one more than a patch file may have.
 
     Raises:
         PatchFileError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, follow=True), "rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
+    except IrregularFileError as error:
+        raise PatchFileError(f"cannot read patch file {error}") from error
     except OSError as error:
         raise PatchFileError(
             f"cannot read patch file {path}: {error.strerror or error}; it must be a .pdp file "
@@ -89,13 +93,14 @@ def pack(
         header = replace(header, sequence=sequence)
     if expires is not None:
         header = replace(header, expires=parse_expiry(expires))
-    if is_there(out):
-        raise ConfigError(
-            f"{out} is there already; a patch file may hold signatures, so none is written over; "
-            "choose another name or remove it"
-        )
     made = build_patch(header, checked.payload)
-    write_atomic(out, made)
+    with hold_folder(out.parent):
+        if is_there(out):
+            raise ConfigError(
+                f"{out} is there already; a patch file may hold signatures, so none is written "
+                "over; choose another name or remove it"
+            )
+        write_atomic(out, made)
     _print_file(out, made, header, (), as_json)
 
 
@@ -113,15 +118,18 @@ def sign(
 ) -> None:
     """Add a signature to a patch file; those that are there stay."""
     pinned = TrustedKeys.load(trusted)
-    data = read_patch_file(file)
-    for path in key:
-        loaded = SigningKey.load(path)
-        data = add_signature(data, loaded, pinned.find(loaded.public))
-    container = read_container(data)
-    header = PatchHeader.from_bytes(container.header)
-    alone = Policy(TrustedKeys(pinned.keys, threshold=1))
-    signed_by = check_signatures(container, alone)  # a bad one that was there spoils the file
-    write_atomic(file, data)
+    place = resolve(file)
+    read_patch_file(place)  # before a lock is made in its folder
+    with hold_folder(place.parent):  # from here on no other adds a signature that would be lost
+        data = read_patch_file(place)
+        for path in key:
+            loaded = SigningKey.load(path)
+            data = add_signature(data, loaded, pinned.find(loaded.public))
+        container = read_container(data)
+        header = PatchHeader.from_bytes(container.header)
+        alone = Policy(TrustedKeys(pinned.keys, threshold=1))
+        signed_by = check_signatures(container, alone)  # a bad one that was there spoils the file
+        write_atomic(place, data)
     missing = pinned.threshold - len(signed_by)
     if missing > 0:
         warn(f"{file} needs {missing} more of the trusted keys before a reader takes it")

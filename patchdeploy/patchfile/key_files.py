@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from patchdeploy.errors import PatchKeyError, StorageError
-from patchdeploy.storage import hold_lock, sync_folder
+from patchdeploy.errors import IrregularFileError, PatchKeyError, StorageError
+from patchdeploy.storage import LOCK_SECONDS, hold_lock, open_lock, open_regular, sync_folder
 
 MAX_FILE_BYTES = 65_536
 _PEM_START = b"-----BEGIN "
+_FOLDER_LOCK = ".patchdeploy-lock"
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -54,13 +56,16 @@ def read_private(path: Path) -> bytes:
     """The bytes of one regular file whose mode is checked after it is open.
 
     Raises:
-        PatchKeyError: others can read or write it, or it is longer than a key.
+        PatchKeyError: others can read or write it, it is longer than a key, or no regular file.
         StorageError: it is not there or cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
+        handle = open_regular(path, follow=True)
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(handle)
             data = file.read(MAX_FILE_BYTES + 1)
+    except IrregularFileError as error:
+        raise PatchKeyError(f"key file {error}") from error
     except OSError as error:
         raise StorageError(
             f"cannot read key file {path}: {error.strerror or error}; name a file that is there "
@@ -83,37 +88,52 @@ def read_private(path: Path) -> bytes:
 def is_pem(path: Path) -> bool:
     """Whether a regular file begins as a PEM file does, whatever its name; False if unreadable."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        try:
-            regular = stat.S_ISREG(os.fstat(handle).st_mode)
-            return regular and os.read(handle, len(_PEM_START)) == _PEM_START
-        finally:
-            os.close(handle)
-    except OSError:
+        handle = open_regular(path, follow=True)
+    except (OSError, IrregularFileError):
         return False
+    with os.fdopen(handle, "rb") as file, suppress(OSError):
+        return file.read(len(_PEM_START)) == _PEM_START
+    return False
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """One process at a time that changes a list in ``folder``; waits for the others.
+    """One process at a time that changes a list or a file in ``folder``; waits for the others.
 
-    The lock is on the folder itself, so it leaves no file; see `storage.hold_lock`.
+    The lock is a file that only those who may write the folder can open, `storage.open_lock`; it
+    is there while it is held and gone at the end.
 
     Raises:
-        StorageError: the folder is not there or cannot be read, or another one holds it too long.
+        StorageError: the folder is not there or cannot be written, or another one holds it too
+            long.
     """
-    if os.name == "nt":  # pragma: no cover - no lock on a folder; a rename is one step there too
-        yield
-        return
+    path = folder / _FOLDER_LOCK
+    handle = _hold_named(path, folder)
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write into {folder}: {error.strerror or error}; it must be a folder that is "
-            "there and that you can read and write; make it, or correct the path"
-        ) from error
-    try:
-        hold_lock(handle, folder)
         yield
     finally:
+        with suppress(OSError):
+            path.unlink()
         os.close(handle)
+
+
+def _hold_named(path: Path, folder: Path) -> int:
+    """A handle of ``path``, locked, while ``path`` is still its name."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            handle = open_lock(path)
+        except (OSError, IrregularFileError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StorageError(
+                f"cannot write into {folder}: {reason}; it must be a folder that is there and that "
+                "you can read and write; make it, or correct the path"
+            ) from error
+        try:
+            hold_lock(handle, folder, max(0.0, end - time.monotonic()))
+            if os.fstat(handle).st_nlink:
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the one that held it has removed it meanwhile

@@ -23,10 +23,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from patchdeploy.errors import CanonicalTextError, PatchKeyError, StorageError
+from patchdeploy.errors import (
+    CanonicalTextError,
+    IrregularFileError,
+    PatchKeyError,
+    StorageError,
+)
 from patchdeploy.patchfile.json import encode_canonical, parse_canonical
 from patchdeploy.patchfile.key_files import MAX_FILE_BYTES, is_pem, read_private, write_private
-from patchdeploy.storage import write_atomic
+from patchdeploy.storage import read_regular, write_atomic
 
 FORMAT = 1
 KEY_BYTES = 32
@@ -249,8 +254,9 @@ class TrustedKeys:
             StorageError: it is not there or cannot be read.
         """
         try:
-            with Path(path).open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+            data = read_regular(Path(path), MAX_FILE_BYTES, follow=True)
+        except IrregularFileError as error:
+            raise PatchKeyError(f"list of trusted keys {error}") from error
         except OSError as error:
             raise StorageError(
                 f"cannot read trusted keys {path}: {error.strerror or error}; name the file that "

@@ -14,15 +14,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from patchdeploy.errors import IntegrityError
-from patchdeploy.storage import LOCK_SECONDS, hold_lock
+from patchdeploy.errors import IntegrityError, IrregularFileError
+from patchdeploy.storage import LOCK_SECONDS, hold_lock, open_lock, read_regular
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -88,9 +87,11 @@ class DiskFiles:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """Hold ``path``; see `storage.hold_lock`."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        handle = os.open(path, flags, 0o644)
+        """Hold ``path``; see `storage.open_lock` for who may."""
+        try:
+            handle = open_lock(path)
+        except IrregularFileError as error:
+            raise OSError(errno.EINVAL, str(error)) from error
         try:
             hold_lock(handle, path, self.lock_seconds)
             yield
@@ -102,24 +103,15 @@ class DiskFiles:
         return os.listdir(folder)  # noqa: PTH208 - names, not paths
 
     def read(self, path: Path, limit_bytes: int) -> bytes:
-        """The whole of a regular file; a pipe or a device is refused without waiting for it."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        """The whole of a regular file; see `storage.read_regular`."""
         try:
-            handle = os.open(path, flags)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise _irregular(path, "a link") from error
-            raise
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise _irregular(path, "not a regular file")
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(limit_bytes + 1)
-        finally:
-            os.close(handle)
-        if len(data) > limit_bytes:
-            raise _irregular(path, f"longer than {limit_bytes} bytes")
-        return data
+            return read_regular(path, limit_bytes)
+        except IrregularFileError as error:
+            found = str(error).partition("; ")[0]
+            raise IntegrityError(
+                f"{found}; a store holds regular files that patchdeploy wrote; remove it and "
+                "install the patch again"
+            ) from error
 
     def create(self, path: Path) -> int:
         """A new file, mode 0644."""
@@ -187,10 +179,3 @@ def _write_new(files: Files, path: Path, data: bytes) -> None:
         files.sync(handle)
     finally:
         files.close(handle)
-
-
-def _irregular(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{path} is {what}; a store holds regular files that patchdeploy wrote; remove it and "
-        "install the patch again"
-    )

@@ -2,18 +2,21 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bundle_cases import KEY, LABELS, RESOLUTIONS, make_bundle, make_patch, snapshot
-from cli_cases import answer, call, here, refused
+from cli_cases import COMMAND, answer, call, here, refused
 from rich.console import Console
 
 from patchdeploy.bundle import open_bundle
+from patchdeploy.cli import patch as patch_commands
 from patchdeploy.cli.inspect import patch_tables
 from patchdeploy.cli.signing import parse_expiry, show_time
 from patchdeploy.cli.tables import show_text
@@ -26,6 +29,7 @@ from patchdeploy.patchfile import (
     check_patch_file,
 )
 from patchdeploy.patchfile.coding import EXACT_BIASES, CodingSteps
+from patchdeploy.patchfile.key_files import hold_folder
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, pack_patch
 from patchdeploy.storage import sha256_hex
@@ -317,13 +321,60 @@ def test_a_file_that_cannot_be_read_is_bad_input(place, tmp_path):
         done = here(name, tmp_path / "none.pdp", *options, *extra)
         refused(done, 2, "cannot read patch file", "No such file or directory")
     done = here("check", tmp_path, "--bundle", place / "bundle")
-    refused(done, 2, "cannot read patch file", "Is a directory")
+    refused(done, 2, "cannot read patch file", "is not a regular file")
 
 
-def test_a_file_without_end_is_read_up_to_the_limit(place):
-    done = here("check", "/dev/zero", "--bundle", place / "bundle", "--json")
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["code"], found["bytes"]) == (1, "too_large", MAX_FILE_BYTES + 1)
+def test_what_is_no_regular_file_is_no_patch_file_and_is_not_waited_for(place, tmp_path):
+    os.mkfifo(tmp_path / "pipe.pdp")
+    for path in ("/dev/zero", tmp_path / "pipe.pdp"):
+        done = here("check", path, "--bundle", place / "bundle")
+        refused(done, 2, "cannot read patch file", "it must be a regular file")
+
+
+def test_signatures_that_are_added_at_once_are_all_in_the_file(place, tmp_path):
+    """Both wait until the lock is free, then each signs what the one before has written."""
+    out = tmp_path / "first.pdp"
+    answer("pack", place / "bundle", out, "--task", "first")
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart" / "link.pdp").symlink_to(out)
+    commands = [
+        [
+            COMMAND,
+            "sign",
+            str(path),
+            "--key",
+            str(place / key),
+            "--trusted",
+            str(place / "both.json"),
+        ]
+        for path, key in ((out, "key.pem"), (tmp_path / "apart" / "link.pdp", "second.pem"))
+    ]
+    with hold_folder(tmp_path):
+        started = [
+            subprocess.Popen(one, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for one in commands
+        ]
+        for process in started:  # none can end while the lock is held
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+    assert [process.wait(60) for process in started] == [0, 0]
+    assert sorted(checked(out, TrustedKeys.load(place / "both.json")).signed_by) == [0, 1]
+    assert (tmp_path / "apart" / "link.pdp").is_symlink()
+
+
+def test_a_file_that_appears_while_another_is_packed_is_not_written_over(
+    place, tmp_path, monkeypatch
+):
+    out = tmp_path / "first.pdp"
+    build = build_patch
+
+    def late(*arguments):
+        out.write_bytes(b"signed meanwhile")
+        return build(*arguments)
+
+    monkeypatch.setattr(patch_commands, "build_patch", late)
+    refused(here("pack", place / "bundle", out, "--task", "first"), 2, "is there already")
+    assert out.read_bytes() == b"signed meanwhile"
 
 
 # -- inspect ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -48,10 +49,10 @@ def _link(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (_link, "a link"),
+        (_link, "a link, or reached by links in a circle"),
         (os.mkfifo, "not a regular file"),
         (lambda path: path.mkdir(), "not a regular file"),
-        (lambda path: path.write_bytes(bytes(11)), "longer than 10 bytes"),
+        (lambda path: path.write_bytes(bytes(11)), "11 bytes long, and at most 10 are allowed"),
     ],
     ids=["link", "pipe", "folder", "long"],
 )
@@ -86,3 +87,17 @@ def test_the_lock_waits_for_another_thread_of_the_same_process(tmp_path):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "lock"), [(0o755, 0o600), (0o775, 0o660), (0o777, 0o666), (0o700, 0o600)]
+)
+def test_a_lock_can_be_opened_by_those_alone_who_may_write_its_folder(tmp_path, folder, lock):
+    place = tmp_path / "store"
+    place.mkdir()
+    place.chmod(folder)
+    (place / "lock").write_bytes(b"")
+    (place / "lock").chmod(0o644)  # as earlier versions left it
+    for name in ("lock", "new"):
+        with DiskFiles().lock(place / name):
+            assert stat.S_IMODE((place / name).stat().st_mode) == lock
