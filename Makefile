@@ -40,7 +40,7 @@ COVERED := patchdeploy/patchfile/container.py,patchdeploy/patchfile/header.py,$\
   patchdeploy/patchfile/json.py,patchdeploy/patchfile/key*.py,patchdeploy/store/*.py
 coverage: $(VENV)/.dev
 	$(BIN)/coverage run --branch --data-file=out/coverage --include='$(COVERED)' \
-	  -m pytest -q tests/patchfile tests/store
+	  -m pytest -q tests/coding tests/patchfile tests/store
 	$(BIN)/coverage report --data-file=out/coverage --show-missing --fail-under=100
 
 peers: $(VENV)/.dev

@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from patchdeploy.bundle.reader import Bundle
+from patchdeploy.coding.choose_steps import Choice, CodingConfig, Score, choose_steps
+from patchdeploy.coding.decode import decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodedRows, CodingSteps
+from patchdeploy.coding.probe import Costs, bias_exponents, divergence, probe_costs, softmax
 from patchdeploy.convert import load_converter
 from patchdeploy.export import Exporter
 from patchdeploy.measure import Measurement, measure_interleaved
-from patchdeploy.patchfile.coding import CodedRows, CodingSteps, decode_values
-from patchdeploy.patchfile.encode import encode_values
 from patchdeploy.patchfile.pack import PackedPatch, pack_patch
 from patchdeploy.patchfile.payload import decode_payload
-from patchdeploy.patchfile.probe import Costs, bias_exponents, divergence, probe_costs, softmax
-from patchdeploy.patchfile.steps import Choice, CodingConfig, Score, choose_steps
 from patchdeploy.quantize.model import neutral_variant
 from patchdeploy.runtime.model_copy import ModelCopy
 from patchdeploy.runtime.scoring import make_scorer

@@ -31,10 +31,10 @@ from subjects import Subject, fold_task, load_subject, normalise, random_patch
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import add_task, create_bundle
+from patchdeploy.coding.choose_steps import fine_steps
 from patchdeploy.convert import load_converter
 from patchdeploy.lower import lower_base
 from patchdeploy.measure import measure_interleaved
-from patchdeploy.patchfile.steps import fine_steps
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate

@@ -32,10 +32,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from patchdeploy.bundle import create_bundle
 from patchdeploy.bundle.reader import Bundle, open_bundle
+from patchdeploy.coding.choose_steps import fine_steps
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.export import Exporter
 from patchdeploy.measure import describe_device
-from patchdeploy.patchfile.steps import fine_steps
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.storage import write_atomic
 
 NAME = "patch_bytes"

@@ -38,9 +38,9 @@ from results import (
 )
 from subjects import Subject, load_subject, quantize_task, random_patch, task_patch_file
 
+from patchdeploy.coding.choose_steps import fine_steps
 from patchdeploy.convert import load_converter
 from patchdeploy.patchfile.payload import encode_payload
-from patchdeploy.patchfile.steps import fine_steps
 from patchdeploy.quantize.model import neutral_variant
 
 FORMATS = ("tflite", "onnx")

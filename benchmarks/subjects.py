@@ -23,12 +23,12 @@ from torch import nn
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import add_task, create_bundle
+from patchdeploy.coding.make_table import make_coding_table
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.data import Preprocessing, load_packaged, resize_batch
 from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph
 from patchdeploy.lower import lower_base
-from patchdeploy.patchfile.base import make_coding_table
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate

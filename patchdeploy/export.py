@@ -21,6 +21,11 @@ from patchdeploy.bundle import (
     open_bundle,
     staged_folder,
 )
+from patchdeploy.coding.choose_steps import CodingConfig as CodingConfig
+from patchdeploy.coding.choose_steps import choose_steps, fine_steps
+from patchdeploy.coding.grid import CodingSteps
+from patchdeploy.coding.make_table import make_coding_table
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import (
@@ -35,13 +40,8 @@ from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph, infer_shapes
 from patchdeploy.lower import lower_base
 from patchdeploy.patch import Patch
-from patchdeploy.patchfile.base import make_coding_table
-from patchdeploy.patchfile.coding import CodingSteps
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, make_thumbnails
-from patchdeploy.patchfile.steps import CodingConfig as CodingConfig
-from patchdeploy.patchfile.steps import choose_steps, fine_steps
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import CalibrationConfig as CalibrationConfig

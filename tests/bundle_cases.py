@@ -10,7 +10,7 @@ from graph_cases import CLASSES, make_case
 from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle, add_task, create_bundle
-from patchdeploy.patchfile.base import make_coding_table
+from patchdeploy.coding.make_table import make_coding_table
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer
 from patchdeploy.patchfile.values import PatchFile

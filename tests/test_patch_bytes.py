@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (str(ROOT / "benchmarks"), str(ROOT / "tests" / "patchfile")):
+for folder in (str(ROOT / "benchmarks"), str(ROOT / "tests")):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
@@ -26,7 +26,7 @@ from coded_sizes import gap, moved_by_training, rebuild, remembered  # noqa: E40
 from coding_cases import tiny_table, tiny_values  # noqa: E402
 from entropy_coders import decode_range, encode_range, sizes_of  # noqa: E402
 
-from patchdeploy.patchfile.coding import CodedRows  # noqa: E402
+from patchdeploy.coding.grid import CodedRows  # noqa: E402
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WAYS = ("plain", "shared", "compact")

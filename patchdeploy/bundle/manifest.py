@@ -15,10 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
+from patchdeploy.coding.layout import PatchLayout
 from patchdeploy.data import Preprocessing
 from patchdeploy.errors import ConfigError, FileFormatError, IntegrityError
 from patchdeploy.patchfile.keys import TrustedKeys
-from patchdeploy.patchfile.values import PatchLayout, check_classes
+from patchdeploy.patchfile.values import check_classes
 from patchdeploy.storage import sha256_hex
 
 FORMAT = 2

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from patchdeploy.bundle.manifest import ConverterEntry, Manifest, TaskEntry
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import (
     ConfigError,
     FileFormatError,
@@ -21,7 +22,6 @@ from patchdeploy.errors import (
 from patchdeploy.patchfile import Policy, check_patch_file
 from patchdeploy.patchfile.header import PatchHeader
 from patchdeploy.patchfile.pack import BaseFiles, open_patch
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase
 from patchdeploy.reference import load_reference

@@ -38,6 +38,9 @@ from patchdeploy.bundle.reader import (
     open_bundle,
     read_manifest,
 )
+from patchdeploy.coding.grid import CodingSteps
+from patchdeploy.coding.make_table import make_coding_table
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.convert import load_converter
 from patchdeploy.errors import (
     AlreadyAttachedError,
@@ -47,11 +50,8 @@ from patchdeploy.errors import (
     WrongBaseError,
 )
 from patchdeploy.patchfile import check_patch_file
-from patchdeploy.patchfile.base import make_coding_table
-from patchdeploy.patchfile.coding import CodingSteps
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import GoldenInputs, PackedPatch, Release, pack_patch
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase, neutral_variant
 from patchdeploy.reference import save_reference

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from patchdeploy.cli.patch import read_patch_file
 from patchdeploy.cli.signing import show_time
 from patchdeploy.cli.tables import emit, make_table
+from patchdeploy.coding.grid import EXACT_BIASES, EXACT_SCALES
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import (
     ENTRY_BYTES,
@@ -25,7 +26,6 @@ from patchdeploy.patchfile import (
     read_header,
     signed_message,
 )
-from patchdeploy.patchfile.coding import EXACT_BIASES, EXACT_SCALES
 from patchdeploy.patchfile.header import ENGINE_VERSION, UPGRADE, PatchHeader
 from patchdeploy.patchfile.keys import TrustedKeys, verify_signature
 from patchdeploy.patchfile.parts import part_lengths

@@ -2,10 +2,9 @@
 
 In: a task's slot values. Out: bytes, and back values that may be used. This name gathers the
 container, which needs no base: build, sign, verify. In the order of the flow: `header` with
-`json` (its canonical text), `keys` (Ed25519), `container` (checks 1 to 6); `values` and `table` (a
-task, and what it is coded against: `base` makes it), `coding` (the frozen formulas), `encode`,
-`probe` and `steps` (how coarsely), `parts`, `golden` (the self-test) and `payload` (check 7 and 8);
-`pack` (all together); `server`, `partial`, `download`.
+`json` (its canonical text), `keys` (Ed25519), `container` (checks 1 to 6); `values` (a task),
+`parts`, `golden` (the self-test) and `payload` (check 7 and 8; the codes in it are those of
+`patchdeploy.coding`); `pack` (all together); `server`, `partial`, `download`.
 """
 
 from patchdeploy.patchfile.container import (

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchdeploy.coding.grid import CodingSteps, exact_steps
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import (
     PatchRefusedError,
     SlotTableError,
     UnknownResolutionError,
     WrongBaseError,
 )
-from patchdeploy.patchfile.coding import CodingSteps, exact_steps
 from patchdeploy.patchfile.container import (
     CheckedPatch,
     Policy,
@@ -33,7 +34,6 @@ from patchdeploy.patchfile.golden import SIDE, Golden, enlarge
 from patchdeploy.patchfile.header import ENGINE_VERSION, PatchHeader
 from patchdeploy.patchfile.keys import SigningKey
 from patchdeploy.patchfile.payload import all_sites, decode_payload, encode_payload
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.arithmetic import Arithmetic
 from patchdeploy.quantize.executor import run_integer

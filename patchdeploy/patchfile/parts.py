@@ -160,7 +160,7 @@ def pack_planes(numbers: Int64Array) -> bytes:
     folded = ((numbers << 1) ^ (numbers >> 63)).astype("<u8").view(np.uint8).reshape(-1, 8)
     used = np.flatnonzero(folded.any(axis=0))
     planes = int(used[-1]) + 1 if used.size else 0
-    assert planes <= MAX_PLANES  # codes stay below 2^33: patchfile.coding
+    assert planes <= MAX_PLANES  # codes stay below 2^33: coding.grid
     return bytes([planes]) + np.ascontiguousarray(folded[:, :planes].T).tobytes()
 
 

@@ -17,15 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.coding.decode import PatchCodes, ResolutionCodes, decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodingSteps, check_steps
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import ConfigError, UnknownResolutionError
-from patchdeploy.patchfile.coding import (
-    CodingSteps,
-    PatchCodes,
-    ResolutionCodes,
-    check_steps,
-    decode_values,
-)
-from patchdeploy.patchfile.encode import encode_values
 from patchdeploy.patchfile.golden import (
     MAX_IMAGES,
     Golden,
@@ -44,7 +40,6 @@ from patchdeploy.patchfile.parts import (
     read_planes,
     refuse,
 )
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile, check_patch
 
 MAX_TEXT_BYTES = 1 << 20

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle
+from patchdeploy.coding.choose_steps import Score
 from patchdeploy.errors import MissingExtraError
-from patchdeploy.patchfile.steps import Score
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import unflatten_variant
 from patchdeploy.runtime.backend import Backend

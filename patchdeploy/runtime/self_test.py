@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError, RuntimeBackendError
 from patchdeploy.patchfile.golden import check_golden, enlarge
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.runtime.backend import Backend
 from patchdeploy.slots import PatchValues

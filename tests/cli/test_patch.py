@@ -20,6 +20,7 @@ from patchdeploy.cli import patch as patch_commands
 from patchdeploy.cli.inspect import patch_tables
 from patchdeploy.cli.signing import parse_expiry, show_time
 from patchdeploy.cli.tables import show_text
+from patchdeploy.coding.grid import EXACT_BIASES, CodingSteps
 from patchdeploy.errors import ConfigError, PatchRefusedError
 from patchdeploy.patchfile import (
     MAX_FILE_BYTES,
@@ -28,7 +29,6 @@ from patchdeploy.patchfile import (
     build_patch,
     check_patch_file,
 )
-from patchdeploy.patchfile.coding import EXACT_BIASES, CodingSteps
 from patchdeploy.patchfile.key_files import hold_folder
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, pack_patch

@@ -21,17 +21,18 @@ from container_cases import text as canonical_text
 from graph_cases import GRAPH_CASES, Graph, GraphBuilder, make_base, make_variant
 from numpy.typing import NDArray
 
+from patchdeploy.coding.decode import PatchCodes
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodingSteps, exact_steps
+from patchdeploy.coding.make_table import make_coding_table
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, read_container
-from patchdeploy.patchfile.base import make_coding_table
-from patchdeploy.patchfile.coding import CodingSteps, PatchCodes, exact_steps
-from patchdeploy.patchfile.encode import encode_values
 from patchdeploy.patchfile.golden import Golden, golden_bytes
 from patchdeploy.patchfile.header import PatchHeader
 from patchdeploy.patchfile.pack import open_patch
 from patchdeploy.patchfile.parts import PARTS, pack_part, pack_planes
 from patchdeploy.patchfile.payload import encode_payload
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.patchfile.values import PatchFile, check_patch
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant, flatten_variant
 

@@ -22,13 +22,13 @@ from fault_cases import POLICY, header_fields, store_part
 from graph_cases import make_base, mobilenet_v2
 from tried import Progress, Told
 
+from patchdeploy.coding.layout import PatchLayout
+from patchdeploy.coding.make_table import make_coding_table
+from patchdeploy.coding.table import CodedConv, CodingTable
 from patchdeploy.patchfile import check_patch_file
-from patchdeploy.patchfile.base import make_coding_table
 from patchdeploy.patchfile.header import MAX_PAYLOAD_BYTES
 from patchdeploy.patchfile.pack import open_patch
 from patchdeploy.patchfile.parts import PARTS, deflate
-from patchdeploy.patchfile.table import CodedConv, CodingTable
-from patchdeploy.patchfile.values import PatchLayout
 
 MIB = 2**20
 MOST_MS_PER_MIB = 50

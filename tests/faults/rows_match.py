@@ -10,6 +10,7 @@ from container_cases import KEYS, document, forge, sha, verdict
 from fault_cases import FAULT_BASES, POLICY, make_subject, make_variants, open_verdict
 from tried import Progress, Told, Verdicts
 
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.convert import load_converter
 from patchdeploy.errors import FileFormatError, IntegrityError, PatchRefusedError
 from patchdeploy.patchfile.pack import (
@@ -20,7 +21,6 @@ from patchdeploy.patchfile.pack import (
     open_patch,
     pack_patch,
 )
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 

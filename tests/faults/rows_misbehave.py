@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from tried import Told, Verdicts
 
 from patchdeploy.bundle import Bundle
+from patchdeploy.coding.layout import PatchLayout, masked_head_rows
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile.golden import Golden
 from patchdeploy.patchfile.pack import (
@@ -29,8 +31,7 @@ from patchdeploy.patchfile.pack import (
     Signer,
     pack_patch,
 )
-from patchdeploy.patchfile.table import CodingTable
-from patchdeploy.patchfile.values import PatchFile, PatchLayout, masked_head_rows
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.slots import PatchValues

@@ -21,7 +21,8 @@ from fault_cases import (
 )
 from tried import Progress, Told, Verdicts
 
-from patchdeploy.patchfile.coding import ACTIVATION_BITS, CodingSteps, PatchCodes
+from patchdeploy.coding.decode import PatchCodes
+from patchdeploy.coding.grid import ACTIVATION_BITS, CodingSteps
 from patchdeploy.patchfile.pack import open_patch
 
 SUBJECTS = (("tiny", ("dw",)), ("conv_stack", ("dw1", "dw2")), ("squeeze_excitation", ()))

@@ -16,7 +16,8 @@ import rows_values
 from container_cases import forge
 from rows import ROWS
 
-from patchdeploy.patchfile import coding, container, pack, payload
+from patchdeploy.coding import decode
+from patchdeploy.patchfile import container, pack, payload
 from patchdeploy.runtime import self_test
 
 
@@ -112,11 +113,11 @@ BUGS = {
         lambda tmp_path: rows_match.try_bases(0.005, no_progress),
     ),
     "scales are not checked": (
-        (coding, "check_scales", nothing),
+        (decode, "check_scales", nothing),
         lambda tmp_path: rows_values.try_values(0.1, no_progress),
     ),
     "biases wrap": (
-        (coding, "_check_biases", lambda px, units: units.astype("i8").astype("i4")),
+        (decode, "_check_biases", lambda px, units: units.astype("i8").astype("i4")),
         lambda tmp_path: rows_values.try_values(0.1, no_progress),
     ),
     "slots are not compared": (

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import check_results, open_patch
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.runtime.litert import LiteRTBackend
 from patchdeploy.runtime.ort import OnnxRuntimeBackend
 from patchdeploy.runtime.self_test import run_self_test

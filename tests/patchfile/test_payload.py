@@ -27,6 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from payload_cases import END, NUMBERS, SLOW, TABLE, decode
 
+from patchdeploy.coding.choose_steps import fine_steps
+from patchdeploy.coding.grid import exact_steps
 from patchdeploy.errors import (
     ConfigError,
     HeadCapacityError,
@@ -34,7 +36,6 @@ from patchdeploy.errors import (
     PatchRefusedError,
     UnknownResolutionError,
 )
-from patchdeploy.patchfile.coding import exact_steps
 from patchdeploy.patchfile.golden import Golden
 from patchdeploy.patchfile.parts import (
     PARTS,
@@ -43,7 +44,6 @@ from patchdeploy.patchfile.parts import (
     part_lengths,
 )
 from patchdeploy.patchfile.payload import decode_payload, encode_payload
-from patchdeploy.patchfile.steps import fine_steps
 
 
 def golden_of(sides, classes, runtimes=("onnx", "tflite"), images=2) -> Golden:

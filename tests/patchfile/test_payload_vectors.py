@@ -11,11 +11,11 @@ from coding_cases import FIELDS
 from container_cases import TRUSTED
 from make_payload_vectors import PATH, coding_table, encode, make_payload_vectors
 
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, check_patch_file
 from patchdeploy.patchfile.golden import enlarge
 from patchdeploy.patchfile.payload import decode_payload
-from patchdeploy.patchfile.table import CodingTable
 
 VECTORS = json.loads(PATH.read_text())
 CASES = VECTORS["cases"]

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_coding import any_values
 
+from patchdeploy.coding.choose_steps import fine_steps
+from patchdeploy.coding.decode import decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodedRows, CodingSteps, exact_steps
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile.coding import CodedRows, CodingSteps, decode_values, exact_steps
-from patchdeploy.patchfile.encode import encode_values
-from patchdeploy.patchfile.steps import fine_steps
 from patchdeploy.slots import PatchValues
 
 HALF_FLOAT32 = 2.0**-24

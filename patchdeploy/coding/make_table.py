@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.coding.layout import patch_layout
+from patchdeploy.coding.table import CodedConv, CodingTable
 from patchdeploy.fold import fold_patch
 from patchdeploy.graph import Conv2d, Graph, tied_values
-from patchdeploy.patchfile.table import CodedConv, CodingTable
-from patchdeploy.patchfile.values import patch_layout
 from patchdeploy.quantize.model import QuantizedBase
 from patchdeploy.quantize.variant import Affine, make_affines
 from patchdeploy.reference import reference_sha256

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from patchdeploy.coding.layout import PatchLayout
 from patchdeploy.errors import ConfigError, FileFormatError
-from patchdeploy.patchfile.values import PatchLayout
 from patchdeploy.storage import sha256_hex
 
 FORMAT = 1

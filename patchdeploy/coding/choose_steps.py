@@ -8,7 +8,7 @@ uniform, so their variance is d^2 / 12, and a small change of the scores costs a
 divergence that is quadratic in it). Halving the step of its N_l values costs N_l bits. The least
 sum of bits for a given sum of divergences has a_l d_l^2 / N_l the same for all (reverse
 water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3). So each a_l is measured
-once (`patchfile.probe`), and one number, the common share, is searched.
+once (`coding.probe`), and one number, the common share, is searched.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.errors import ConfigError, DataError
-from patchdeploy.patchfile.coding import CodingSteps, decode_values
-from patchdeploy.patchfile.encode import encode_values
-from patchdeploy.patchfile.probe import (
+from patchdeploy.coding.decode import decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodingSteps
+from patchdeploy.coding.layout import PatchLayout, masked_head_rows, padding_rows
+from patchdeploy.coding.probe import (
     FINE_BIAS_LSB,
     FINE_SCALE,
     Costs,
@@ -32,8 +33,8 @@ from patchdeploy.patchfile.probe import (
     probe_costs,
     softmax,
 )
-from patchdeploy.patchfile.table import CodingTable
-from patchdeploy.patchfile.values import PatchLayout, masked_head_rows, padding_rows
+from patchdeploy.coding.table import CodingTable
+from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.slots import PatchValues
 
 Scores = NDArray[np.float32]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import FileFormatError
-from patchdeploy.patchfile.table import CodingTable
 from patchdeploy.storage import sha256_hex
 
 TINY = np.finfo(np.float32).tiny

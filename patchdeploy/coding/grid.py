@@ -1,8 +1,9 @@
-"""Slot values as whole numbers of steps away from the base, and back to the very same bits.
+"""The grid that scales and biases lie on: whole numbers of steps away from the base, and back.
 
-In: the flat slot values of every resolution and a `CodingTable`. Out: `PatchCodes`, integers that
-code small, and from them the decoded values, equal bit for bit in every language: integers, and
-float64 operations of IEEE 754 that are each rounded on their own, in the order written here.
+In: a `CodingTable`, the steps of each convolution, whole numbers or values. Out: values, equal bit
+for bit in every language: integers, and float64 operations of IEEE 754 that are each rounded on
+their own, in the order written here; or the nearest whole numbers, in any arithmetic. Files are
+coded on this grid, and training with ``rounding_step`` rounds on it.
 
 With n the coded integer of a row, t and e the steps of its convolution, T[i] = `RATIOS` [i]:
 
@@ -19,21 +20,14 @@ those of the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.coding.layout import padding_rows
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile.table import CodingTable
-from patchdeploy.patchfile.values import (
-    MASKED_BIAS,
-    masked_scale,
-    padding_rows,
-)
-from patchdeploy.slots import PatchValues
 
 UNITS = 256
 """Units of a scale's logarithm in one octave; a step is 2^t of them."""
@@ -126,64 +120,6 @@ def _refuse_steps(expected: str, got: object) -> PatchRefusedError:
 
 
 @dataclass(frozen=True, eq=False)
-class ResolutionCodes:
-    """One resolution; at a further one, differences to the first (kernels: modulo 256).
-
-    Attributes:
-        scales, biases: int64 [rows less the head's spare ones].
-        activation_scales: int64 [sites], differences of bit patterns.
-        zero_points: uint8 [sites], modulo 256.
-        kernels: uint8 [elements less the head's], modulo 256.
-        head: uint8 [classes * head_row_elements], modulo 256.
-    """
-
-    scales: Int64Array
-    biases: Int64Array
-    activation_scales: Int64Array
-    zero_points: NDArray[np.uint8]
-    kernels: NDArray[np.uint8]
-    head: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class PatchCodes:
-    """All resolutions, in the order of the file; the first is coded against the base."""
-
-    steps: CodingSteps
-    classes: int
-    resolutions: Mapping[int, ResolutionCodes]
-
-
-def decode_values(
-    codes: PatchCodes, table: CodingTable, resolution: int | None = None
-) -> dict[int, PatchValues]:
-    """The slot values of every resolution (or of one), every one inside what runtimes take.
-
-    Raises:
-        PatchRefusedError: code "values", naming the resolution and the first bad value.
-    """
-    rows = CodedRows.of(table, codes.classes)
-    decoded: dict[int, PatchValues] = {}
-    first: ResolutionCodes | None = None
-    for px, one in codes.resolutions.items():
-        plain = one if first is None else combine(np.add, one, first)
-        first = first or plain
-        if resolution in (None, px):
-            decoded[px] = _decode_plain(px, plain, codes, table, rows)
-    return decoded
-
-
-def combine(
-    operation: Callable[..., Any], one: ResolutionCodes, first: ResolutionCodes
-) -> ResolutionCodes:
-    """Field by field; uint8 wraps, int64 codes are far from their ends."""
-    names = [each.name for each in fields(ResolutionCodes)]
-    return ResolutionCodes(
-        **{name: operation(getattr(one, name), getattr(first, name)) for name in names}
-    )
-
-
-@dataclass(frozen=True, eq=False)
 class CodedRows:
     """What coding reads at each row that a file holds: all but the head's spare ones.
 
@@ -221,29 +157,6 @@ class CodedRows:
         )
 
 
-def _decode_plain(
-    px: int, plain: ResolutionCodes, codes: PatchCodes, table: CodingTable, rows: CodedRows
-) -> PatchValues:
-    activation_scale = _from_bits(ACTIVATION_BITS + plain.activation_scales)
-    check_scales(px, "activation_scale", activation_scale)
-    scale = scales_from(plain.scales, codes.steps, rows)
-    check_scales(px, "weight_scale", scale)
-    _check_multipliers(px, scale, activation_scale, rows)
-    units = bias_units(plain.biases, scale, activation_scale, codes.steps, rows)
-    bias = _check_biases(px, units)
-    layout = table.layout
-    x, y = activation_scale[[layout.head_input, layout.head_output]]
-    wide = _widen(scale, rows.spare, masked_scale(x, y))
-    check_scales(px, "weight_scale", wide)
-    return PatchValues(
-        weight_scale=wide,
-        bias=_widen(bias, rows.spare, np.int32(MASKED_BIAS)),
-        activation_scale=activation_scale,
-        activation_zero_point=(plain.zero_points + np.uint8(ZERO_POINT & 255)).view(np.int8),
-        weights=_decode_weights(px, plain, codes.classes, table),
-    )
-
-
 def scales_from(codes: Int64Array, steps: CodingSteps, rows: CodedRows) -> NDArray[np.float32]:
     """weight_scale float32 [n], whatever comes of the codes."""
     t = np.array(steps.scale)[rows.conv]
@@ -254,7 +167,7 @@ def scales_from(codes: Int64Array, steps: CodingSteps, rows: CodedRows) -> NDArr
         scale = np.ldexp(rows.scale * RATIOS[units & 255], exponent).astype(np.float32)
     if exact.any():
         bits = bits_of(rows.scale.astype(np.float32))
-        scale = np.where(exact, _from_bits(bits + units), scale)
+        scale = np.where(exact, from_bits(bits + units), scale)
     return np.asarray(scale, np.float32)
 
 
@@ -275,49 +188,39 @@ def bias_units(
     return np.where(exact, codes.astype(np.float64), np.rint((beta + product) / unit))
 
 
-def _check_biases(px: int, units: NDArray[np.float64]) -> NDArray[np.int32]:
-    bad = ~(np.abs(units) <= INT32_MAX)
-    if bad.any():
-        k = int(np.argmax(bad))
-        raise refuse_value(px, f"bias[{k}]", "an integer of at most 31 bits", units[k])
-    return units.astype(np.int32)
+def nearest_scales(scale: NDArray[np.float32], steps: CodingSteps, rows: CodedRows) -> Int64Array:
+    t = np.array(steps.scale)[rows.conv]
+    exact = t == EXACT_SCALES
+    octaves = np.log2(scale.astype(np.float64) / rows.scale)
+    nearest = np.rint(octaves * UNITS / np.exp2(np.where(exact, 0, t))).astype(np.int64)
+    difference = bits_of(scale) - bits_of(rows.scale.astype(np.float32))
+    return np.where(exact, difference, nearest)
 
 
-def _decode_weights(
-    px: int, plain: ResolutionCodes, classes: int, table: CodingTable
-) -> NDArray[np.int8]:
-    layout = table.layout
-    first = layout.head_element
-    _, padding = padding_rows(classes, layout)
-    weights = np.zeros(layout.elements, np.int8)
-    reference = table.kernels.view(np.uint8)
-    bytes_ = weights.view(np.uint8)
-    bytes_[:first] = plain.kernels[:first] + reference[:first]
-    bytes_[first : padding.start] = plain.head
-    bytes_[padding.stop :] = plain.kernels[first:] + reference[padding.stop :]
-    if weights.size and weights.min() < -127:
-        raise refuse_value(px, f"weights[{int(weights.argmin())}]", "an int8 in [-127, 127]", -128)
-    return weights
-
-
-def _check_multipliers(
+def nearest_biases(
     px: int,
     scale: NDArray[np.float32],
+    bias: NDArray[np.int32],
     activation_scale: NDArray[np.float32],
+    steps: CodingSteps,
     rows: CodedRows,
-) -> None:
-    """Check x_scale * weight_scale / y_scale of every coded row.
-
-    Raises:
-        PatchRefusedError: code "values": a runtime would refuse the model.
+) -> Int64Array:
+    """From the shift of the scale that was trained, not of the one that is decoded: then a rounded
+    scale leaves the mean of a channel where it was.
     """
-    multiplier = multipliers(scale, activation_scale, rows)
-    bad = (multiplier < MULTIPLIER_MIN) | (multiplier >= MULTIPLIER_MAX)
-    if bad.any():
-        k = int(np.argmax(bad))
-        raise refuse_value(
-            px, f"x_scale * weight_scale[{k}] / y_scale", "in [2^-32, 2^8)", multiplier[k]
-        )
+    e = np.array(steps.bias)[rows.conv]
+    exact = e == EXACT_BIASES
+    wide = scale.astype(np.float64)
+    real = bias * (activation_scale.astype(np.float64)[rows.x] * wide)
+    moved = real - rows.slope * wide - rows.beta
+    nearest = np.rint(np.ldexp(moved, np.where(exact, 0, -e)))
+    codes = np.where(exact, bias, nearest)
+    far = np.abs(codes) > MAX_CODE
+    if far.any():
+        k = int(np.argmax(far))
+        steps_away = f"at most 2^33 steps of 2^{e[k]} from the base's"
+        raise refuse_value(px, f"shift[{k}]", steps_away, f"{codes[k]:.6g}")
+    return codes.astype(np.int64)
 
 
 def multipliers(
@@ -328,34 +231,15 @@ def multipliers(
     return ratio
 
 
-def check_scales(px: int, name: str, scales: NDArray[np.float32]) -> None:
-    """Check that scales are finite, positive and normal.
-
-    Raises:
-        PatchRefusedError: code "values", naming the first that is not.
-    """
-    good = np.isfinite(scales) & (scales >= np.finfo(np.float32).tiny)
-    if not good.all():
-        k = int(np.argmin(good))
-        raise refuse_value(px, f"{name}[{k}]", "a finite, positive, normal float32", scales[k])
-
-
 def bits_of(value: NDArray[np.float32]) -> Int64Array:
     """The bit patterns of positive float32 values, int64."""
     return np.ascontiguousarray(value).view(np.int32).astype(np.int64)
 
 
-def _from_bits(bits: Int64Array) -> NDArray[np.float32]:
+def from_bits(bits: Int64Array) -> NDArray[np.float32]:
     """The inverse of `bits_of`; a pattern outside 0..2^31 - 1 gives NaN, which checks refuse."""
     inside = (bits >= 0) & (bits <= INT32_MAX)
     return np.where(inside, bits, NAN_BITS).astype(np.int32).view(np.float32)
-
-
-def _widen(stored: NDArray[Any], run: slice, value: Any) -> NDArray[Any]:
-    """``stored`` with ``value`` put in at the places of ``run``."""
-    wide = np.empty(len(stored) + run.stop - run.start, stored.dtype)
-    wide[: run.start], wide[run], wide[run.stop :] = stored[: run.start], value, stored[run.start :]
-    return wide
 
 
 def refuse_value(px: int, field: str, expected: str, got: object) -> PatchRefusedError:

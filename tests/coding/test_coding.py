@@ -22,24 +22,22 @@ from coding_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchdeploy.errors import PatchRefusedError
-from patchdeploy.patchfile.coding import (
+from patchdeploy.coding.decode import PatchCodes, ResolutionCodes, decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import (
     EXACT_BIASES,
     EXACT_SCALES,
     RATIOS,
     CodingSteps,
-    PatchCodes,
-    ResolutionCodes,
     bias_units,
     bits_of,
     check_steps,
-    decode_values,
     exact_steps,
     scales_from,
 )
-from patchdeploy.patchfile.coding import CodedRows as Rows
-from patchdeploy.patchfile.encode import encode_values
-from patchdeploy.patchfile.values import masked_head_rows, masked_scale
+from patchdeploy.coding.grid import CodedRows as Rows
+from patchdeploy.coding.layout import masked_head_rows, masked_scale
+from patchdeploy.errors import PatchRefusedError
 from patchdeploy.slots import PatchValues
 
 CASES = [

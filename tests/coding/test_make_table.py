@@ -7,18 +7,18 @@ import pytest
 from coding_cases import CAPACITY, SIDES, make_patch, real_case
 from graph_cases import GRAPH_CASES, conv_stack
 
-from patchdeploy.fold import fold_patch
-from patchdeploy.graph import Conv2d, Norm, tied_values
-from patchdeploy.patchfile.base import (
+from patchdeploy.coding.choose_steps import fine_steps
+from patchdeploy.coding.decode import combine, decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.layout import patch_layout
+from patchdeploy.coding.make_table import (
     HEAD_SCALE,
     SMALLEST_SCALE,
     doubled_scales,
     make_coding_table,
 )
-from patchdeploy.patchfile.coding import combine, decode_values
-from patchdeploy.patchfile.encode import encode_values
-from patchdeploy.patchfile.steps import fine_steps
-from patchdeploy.patchfile.values import patch_layout
+from patchdeploy.fold import fold_patch
+from patchdeploy.graph import Conv2d, Norm, tied_values
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.variant import make_affines
 from patchdeploy.reference import reference_sha256

@@ -12,11 +12,7 @@ from coding_cases import real_case, tiny_table, tiny_values, with_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchdeploy.errors import ConfigError, DataError
-from patchdeploy.patchfile.coding import CodingSteps, decode_values
-from patchdeploy.patchfile.encode import encode_values
-from patchdeploy.patchfile.probe import Costs, bias_exponents
-from patchdeploy.patchfile.steps import (
+from patchdeploy.coding.choose_steps import (
     LEVELS,
     SHARES,
     CodingConfig,
@@ -25,7 +21,12 @@ from patchdeploy.patchfile.steps import (
     fine_steps,
     steps_of_share,
 )
-from patchdeploy.patchfile.values import masked_head_rows
+from patchdeploy.coding.decode import decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodingSteps
+from patchdeploy.coding.layout import masked_head_rows
+from patchdeploy.coding.probe import Costs, bias_exponents
+from patchdeploy.errors import ConfigError, DataError
 
 PX, CLASSES, IMAGES = 32, 4, 50
 LABELS = np.zeros(IMAGES, np.int64)

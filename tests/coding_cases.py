@@ -9,14 +9,15 @@ from functools import cache
 import numpy as np
 from graph_cases import GRAPH_CASES, random_images
 
+from patchdeploy.coding.grid import CodingSteps
+from patchdeploy.coding.layout import PatchLayout, masked_head_rows
+from patchdeploy.coding.make_table import make_coding_table
+from patchdeploy.coding.table import CodedConv, CodingTable
 from patchdeploy.fold import fold_patch
-from patchdeploy.patchfile.base import make_coding_table
-from patchdeploy.patchfile.coding import CodingSteps
 from patchdeploy.patchfile.header import PatchHeader
 from patchdeploy.patchfile.parts import PARTS, pack_planes
 from patchdeploy.patchfile.payload import all_sites
-from patchdeploy.patchfile.table import CodedConv, CodingTable
-from patchdeploy.patchfile.values import PatchFile, PatchLayout, masked_head_rows
+from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.model import flatten_variant

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from coding_cases import tiny_table, tiny_values
 
-from patchdeploy.patchfile.coding import CodedRows, CodingSteps, decode_values
-from patchdeploy.patchfile.encode import encode_values
-from patchdeploy.patchfile.probe import (
+from patchdeploy.coding.choose_steps import CodingConfig, choose_steps, steps_of_share
+from patchdeploy.coding.decode import decode_values
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodedRows, CodingSteps
+from patchdeploy.coding.probe import (
     FIRST_BIAS,
     FIRST_SCALE,
     LEAST_BIAS,
@@ -26,7 +28,6 @@ from patchdeploy.patchfile.probe import (
     probe_costs,
     softmax,
 )
-from patchdeploy.patchfile.steps import CodingConfig, choose_steps, steps_of_share
 
 PX, CLASSES, IMAGES = 64, 3, 40
 TABLE, VALUES = tiny_table(), tiny_values()

@@ -16,16 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.patchfile.coding import (
-    MAX_BIAS_STEP,
-    MIN_BIAS_STEP,
-    CodedRows,
-    CodingSteps,
-    PatchCodes,
-    decode_values,
-)
-from patchdeploy.patchfile.encode import encode_values, move_inside
-from patchdeploy.patchfile.table import CodingTable
+from patchdeploy.coding.decode import PatchCodes, decode_values
+from patchdeploy.coding.encode import encode_values, move_inside
+from patchdeploy.coding.grid import MAX_BIAS_STEP, MIN_BIAS_STEP, CodedRows, CodingSteps
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.slots import PatchValues
 
 Scores = NDArray[np.float32]

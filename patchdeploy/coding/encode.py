@@ -1,4 +1,4 @@
-"""Slot values -> codes: the encoder's side of `patchfile.coding`.
+"""Slot values -> codes: the encoder's side of `coding.decode`.
 
 In: the flat slot values of every resolution, a `CodingTable`, steps. Out: the nearest codes. An
 encoder may use any arithmetic: what counts is what its codes decode to.
@@ -11,29 +11,26 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.patchfile.coding import (
+from patchdeploy.coding.decode import PatchCodes, ResolutionCodes, combine
+from patchdeploy.coding.grid import (
     ACTIVATION_BITS,
     EXACT_BIASES,
     EXACT_SCALES,
-    MAX_CODE,
     MULTIPLIER_MAX,
     MULTIPLIER_MIN,
-    UNITS,
     ZERO_POINT,
     CodedRows,
     CodingSteps,
     Int64Array,
-    PatchCodes,
-    ResolutionCodes,
     bias_units,
     bits_of,
-    combine,
     multipliers,
-    refuse_value,
+    nearest_biases,
+    nearest_scales,
     scales_from,
 )
-from patchdeploy.patchfile.table import CodingTable
-from patchdeploy.patchfile.values import padding_rows
+from patchdeploy.coding.layout import padding_rows
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.slots import PatchValues
 
 MOST_MOVES = 4096
@@ -75,8 +72,8 @@ def _encode_plain(
     """Codes of one resolution as if it were the first."""
     scale = np.delete(values.weight_scale, rows.spare)
     bias = np.delete(values.bias, rows.spare)
-    scales = _nearest_scales(scale, steps, rows)
-    biases = _nearest_biases(px, scale, bias, values.activation_scale, steps, rows)
+    scales = nearest_scales(scale, steps, rows)
+    biases = nearest_biases(px, scale, bias, values.activation_scale, steps, rows)
     scales = move_inside(scales, biases, values.activation_scale, steps, rows)
     return ResolutionCodes(
         scales=scales,
@@ -85,41 +82,6 @@ def _encode_plain(
         zero_points=values.activation_zero_point.view(np.uint8) - np.uint8(ZERO_POINT & 255),
         **_encode_weights(values.weights, classes, table),
     )
-
-
-def _nearest_scales(scale: NDArray[np.float32], steps: CodingSteps, rows: CodedRows) -> Int64Array:
-    t = np.array(steps.scale)[rows.conv]
-    exact = t == EXACT_SCALES
-    octaves = np.log2(scale.astype(np.float64) / rows.scale)
-    nearest = np.rint(octaves * UNITS / np.exp2(np.where(exact, 0, t))).astype(np.int64)
-    difference = bits_of(scale) - bits_of(rows.scale.astype(np.float32))
-    return np.where(exact, difference, nearest)
-
-
-def _nearest_biases(
-    px: int,
-    scale: NDArray[np.float32],
-    bias: NDArray[np.int32],
-    activation_scale: NDArray[np.float32],
-    steps: CodingSteps,
-    rows: CodedRows,
-) -> Int64Array:
-    """From the shift of the scale that was trained, not of the one that is decoded: then a rounded
-    scale leaves the mean of a channel where it was.
-    """
-    e = np.array(steps.bias)[rows.conv]
-    exact = e == EXACT_BIASES
-    wide = scale.astype(np.float64)
-    real = bias * (activation_scale.astype(np.float64)[rows.x] * wide)
-    moved = real - rows.slope * wide - rows.beta
-    nearest = np.rint(np.ldexp(moved, np.where(exact, 0, -e)))
-    codes = np.where(exact, bias, nearest)
-    far = np.abs(codes) > MAX_CODE
-    if far.any():
-        k = int(np.argmax(far))
-        steps_away = f"at most 2^33 steps of 2^{e[k]} from the base's"
-        raise refuse_value(px, f"shift[{k}]", steps_away, f"{codes[k]:.6g}")
-    return codes.astype(np.int64)
 
 
 def move_inside(
