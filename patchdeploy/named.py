@@ -87,8 +87,9 @@ def _open_checkpoint(architecture: str, file: Path) -> Base:
     from patchdeploy.base import Base, read_state
 
     initial = Base.from_torchvision(architecture, weights=None)
-    head = read_state(file).get(f"{initial.head_name}.weight")
-    rows = len(initial.module.state_dict()[f"{initial.head_name}.weight"])
+    expected = initial.module.state_dict()
+    head = read_state(file, expected).get(f"{initial.head_name}.weight")
+    rows = len(expected[f"{initial.head_name}.weight"])
     if head is not None and head.ndim > 0 and len(head) not in (0, rows):
         initial = Base.from_torchvision(architecture, weights=None, num_classes=len(head))
     return Base.from_checkpoint(file, initial.module, initial.preprocessing)

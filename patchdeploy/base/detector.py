@@ -115,7 +115,7 @@ def checkpoint_arguments(state: Mapping[str, Tensor]) -> dict[str, int]:
     """
     rows = {}
     for part in ("classification", "regression"):
-        keys = [key for key in state if key.startswith(f"head.{part}_head.module_list.0.")]
+        keys = [key for key in state if f"head.{part}_head.module_list.0." in key]
         sizes = [len(state[key]) for key in sorted(keys) if key.endswith("bias")]
         rows[part] = sizes[-1] if sizes else 0
     boxes = rows["regression"] // 4

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +25,11 @@ from patchdeploy.base.layers import (
     trace_layers,
 )
 from patchdeploy.base.state import check_finite, fill_module, read_state
+from patchdeploy.base.weights import tensors_alone
 from patchdeploy.data import ASSETS, ImageDataset, Preprocessing
-from patchdeploy.errors import BaseError, CheckpointError
+from patchdeploy.errors import BaseError, CheckpointError, IrregularFileError
 from patchdeploy.errors_keys import suggest_nearest
+from patchdeploy.errors_reason import describe_reason
 
 EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
 EMBEDDED_FACTS = ASSETS / "embedded_base.json"
@@ -258,21 +259,27 @@ def build_torchvision(
     try:
         enum = torchvision.models.get_model_weights(name) if weights else None
         chosen = enum[weights] if weights and enum is not None else None
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), tensors_alone():
             torch.manual_seed(seed)
             return torchvision.models.get_model(name, weights=chosen, **arguments), chosen
+    except (OSError, RuntimeError, CheckpointError, IrregularFileError) as error:
+        raise BaseError(
+            f"weights {weights!r} of {name!r} cannot be downloaded or read ({_reason(error)}); "
+            f"they come from the network or from torch's cache, {torch.hub.get_dir()}/checkpoints; "
+            "put the whole file there, or use from_checkpoint"
+        ) from error
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise BaseError(
             f"torchvision has no {name!r} with weights {weights!r} ({error}); see "
             "torchvision.models.list_models() and the model's weights enum"
             + _suggest_torchvision(name, weights)
         ) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise BaseError(
-            f"weights {weights!r} of {name!r} cannot be downloaded or read ({error}); they "
-            f"come from the network or from torch's cache, {torch.hub.get_dir()}/checkpoints; "
-            "put the whole file there, or use from_checkpoint"
-        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What urllib and ours say, whole; of torch's own text what is not advice."""
+    ours = isinstance(error, OSError | CheckpointError | IrregularFileError)
+    return str(error) if ours else describe_reason(error)
 
 
 def _torchvision_preprocessing(name: str, weights: Any) -> Preprocessing:
