@@ -6,15 +6,17 @@ option (extra ``report``): without it there is no picture, and training goes on.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from patchdeploy.errors import StorageError
-from patchdeploy.storage import write_atomic
+from patchdeploy.errors import IrregularFileError, StorageError
+from patchdeploy.storage import read_regular, write_atomic
 
 METRICS_FILE, CURVES_FILE, SWEEP_CURVE_FILE = "metrics.jsonl", "curves.png", "sweep.png"
 PANELS = (
@@ -26,6 +28,12 @@ PANELS = (
 LEGEND_ROWS = 20
 """Runs in one column of the legend."""
 
+MOST_BYTES = 256 * 2**20
+"""Of ``metrics.jsonl``: a line of 200 bytes a source and epoch."""
+LARGEST = 1e30
+"""Beyond it an axis cannot be drawn."""
+MOST_EPOCHS, MOST_CHARACTERS = 10**7, 300
+
 Line = Mapping[str, Any]
 
 
@@ -33,24 +41,29 @@ def read_metrics(run_dir: Path) -> list[Line]:
     """The lines of ``metrics.jsonl``, without one that a kill left half written.
 
     Raises:
-        StorageError: the file is there and cannot be read.
+        StorageError: the file is there and cannot be read: no file, or longer than a run writes.
     """
+    path = run_dir / METRICS_FILE
     try:
-        text = (run_dir / METRICS_FILE).read_text()
+        text = read_regular(path, MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except (OSError, IrregularFileError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("; ")[0]
+        if path.is_dir():
+            reason = os.strerror(errno.EISDIR)
         raise StorageError(
-            f"cannot read {run_dir / METRICS_FILE}: {error.strerror or error}; it must be a file "
-            "that may be read; correct its rights"
+            f"cannot read {path}: {reason}; it must be a file that may be read; correct its rights"
         ) from error
     lines: list[Line] = []
     for line in text.splitlines():
         try:
             values = json.loads(line)
-            lines.append({**values, "run": str(values["run"]), "epoch": int(values["epoch"])})
-        except (ValueError, KeyError, TypeError):
+            run, epoch = str(values["run"]), int(values["epoch"])
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             continue
+        if 0 <= epoch < MOST_EPOCHS and len(run) <= MOST_CHARACTERS:
+            lines.append({**values, "run": run, "epoch": epoch})
     return lines
 
 
@@ -85,7 +98,7 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
             points = [line for line in lines if line["run"] == name]
             epochs = [line["epoch"] for line in points]
             values = [factor * _number(line.get(key)) for line in points]
-            axis.plot(epochs, values, marker=".", label=name)
+            axis.plot(epochs, values, marker=".", label=name.replace("$", r"\$"))  # no formula
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
@@ -103,7 +116,7 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
 
 def _number(value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if good else float("nan")
+    return float(value) if good and abs(value) < LARGEST else float("nan")
 
 
 def write_sweep(run_dir: Path, points: Sequence[tuple[float, float | None]]) -> bool:

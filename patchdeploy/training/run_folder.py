@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from patchdeploy.errors import ConfigError, StorageError
+from patchdeploy.errors import ConfigError, IrregularFileError, StorageError
 from patchdeploy.measure import describe_device
-from patchdeploy.storage import write_atomic
+from patchdeploy.storage import read_regular, write_atomic
 from patchdeploy.training.curves import METRICS_FILE
 from patchdeploy.training.run_config import RunConfig, parse_run_config
+from patchdeploy.training.run_source import find_commit
 from patchdeploy.training.run_toml import read_toml, write_toml
 from patchdeploy.training.sweep import SWEEP_FILE
 
@@ -39,7 +40,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 MAY_DIFFER = ("out", "workers", "loader")
 """Settings that a run may go on without: where it lies, and how fast it runs."""
 RATES = "sweep.rates"
-GIT_SECONDS = 10.0
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_FILE = "a pipe, a socket or a device"
+_ENVIRONMENT_BYTES = 16 * 2**20
 
 
 def check_run_folder(config: RunConfig, resume: bool) -> None:
@@ -53,9 +56,11 @@ def check_run_folder(config: RunConfig, resume: bool) -> None:
 
     Raises:
         ConfigError: the folder holds something else.
+        IrregularFileError: a link or no file in it.
         StorageError: it cannot be read.
     """
     folder = Path(config.out)
+    refuse_odd_entries(folder)
     if is_blank(folder):
         return
     found = _list_folder(folder)
@@ -65,6 +70,48 @@ def check_run_folder(config: RunConfig, resume: bool) -> None:
             "with --out"
         )
     _check_same_run(folder, config, resume)
+
+
+def refuse_odd_entries(folder: Path) -> None:
+    """Refuse a folder with anything in it but folders and files of its own.
+
+    A run reads and writes by name all over its folder, and the folder may be another's making: by
+    way of a link it would write outside of it, and a pipe it would wait for.
+
+    Raises:
+        IrregularFileError: a link, a pipe or a device.
+        StorageError: it cannot be read.
+    """
+    waiting = [folder] if folder.exists() else []
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                waiting += [Path(one.path) for one in entries if not _is_own_file(one)]
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _is_own_file(entry: os.DirEntry[str]) -> bool:
+    """True for a file, False for a folder; anything else is refused."""
+    if entry.is_dir(follow_symlinks=False):
+        return False
+    if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+        raise _irregular(Path(entry.path), "a link" if entry.is_symlink() else _NO_FILE)
+    return True
+
+
+def _irregular(path: Path, what: str) -> IrregularFileError:
+    return IrregularFileError(
+        f"{path} is {what}; a run's folder holds folders and files alone, none of them elsewhere; "
+        "remove it, or name another folder with --out"
+    )
+
+
+def _unreadable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot read {folder}: {error.strerror or error}; a run has a folder of its own; name "
+        "another with --out"
+    )
 
 
 def is_blank(folder: Path) -> bool:
@@ -87,7 +134,9 @@ def hold_run_folder(config: RunConfig, resume: bool) -> Iterator[None]:
         StorageError: it cannot be read or written.
     """
     path = Path(config.out) / LOCK_FILE
-    if not path.exists():  # no run has been here: write nothing where somebody else's work lies
+    if not os.path.lexists(
+        path
+    ):  # no run has been here: write nothing where somebody else's work lies
         check_run_folder(config, resume)
     is_new = not path.parent.exists()
     descriptor = _lock(path)
@@ -107,8 +156,9 @@ def _lock(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, _LOCK_FLAGS, 0o644)
             try:
+                _check_lock_file(descriptor, path)
                 _take(descriptor, path)
                 if _is_named(descriptor, path):
                     holder = f"process {os.getpid()} on {socket.gethostname()}"
@@ -120,10 +170,21 @@ def _lock(path: Path) -> int:
                 raise
             os.close(descriptor)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _irregular(path, "a link") from error
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; a run writes into its folder; free "
             "space or choose another place with --out"
         ) from error
+
+
+def _check_lock_file(descriptor: int, path: Path) -> None:
+    """Before anything is written: the file is regular, and is no other file's second name."""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise _irregular(path, _NO_FILE)
+    if found.st_nlink > 1:
+        raise _irregular(path, "a file that has another name too")
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
@@ -173,10 +234,7 @@ def _list_folder(folder: Path) -> list[str]:
     try:
         names = [one.name for one in folder.iterdir()] if folder.exists() else []
     except OSError as error:
-        raise StorageError(
-            f"cannot read {folder}: {error.strerror or error}; a run has a folder of its own; name "
-            "another with --out"
-        ) from error
+        raise _unreadable(folder, error) from error
     return sorted(name for name in names if not name.startswith("."))
 
 
@@ -225,16 +283,16 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
 def _add_environment(folder: Path, command: Sequence[str]) -> None:
     path = folder / ENVIRONMENT_FILE
     try:
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
-    except (OSError, ValueError, LookupError, TypeError):
-        starts = []  # damaged; the run does not depend on it
+        starts = list(json.loads(read_regular(path, _ENVIRONMENT_BYTES))["starts"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        starts = []  # none yet, or damaged; the run does not depend on it
     starts.append(describe_environment(command))
     write_atomic(path, json.dumps({"starts": starts}, indent=1).encode())
 
 
 def describe_environment(command: Sequence[str] = ()) -> dict[str, Any]:
     """What a run's numbers depend on: `describe_device`, torch's threads and GPU, the ranks, the
-    source's version in git where there is one, the command, and when it began.
+    commit that is checked out where it was started, the command, and when it began.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -244,24 +302,9 @@ def describe_environment(command: Sequence[str] = ()) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda if cuda else None,
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-        "git": _describe_git(),
+        "git": find_commit(Path.cwd()),
         **describe_device(),
     }
-
-
-def _describe_git() -> str | None:
-    """``git describe`` of the working directory; None outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--tags"],
-            capture_output=True,
-            text=True,
-            timeout=GIT_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

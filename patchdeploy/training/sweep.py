@@ -19,11 +19,12 @@ from patchdeploy.errors import (
     NonFiniteLossError,
     TrainingError,
 )
-from patchdeploy.storage import write_atomic
+from patchdeploy.storage import read_regular, write_atomic
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.workers import SINGLE, Workers
 
 SWEEP_FILE = "sweep.json"
+MOST_BYTES = 16 * 2**20
 DEFAULT_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
@@ -153,10 +154,12 @@ def _run(train: Callable[[TrainConfig], float], config: TrainConfig, rate: float
 
 def _read(path: Path, settings: dict[str, object]) -> dict[float, RateResult]:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(read_regular(path, MOST_BYTES))
         same = document["config"] == settings
         results = [RateResult(**one) for one in document["results"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        if not all(map(_is_sound, results)):
+            raise ValueError("a rate or an accuracy out of range")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise FileFormatError(
             f"{path} cannot be read ({type(error).__name__}); it must be the whole file that a "
             "sweep wrote; remove it to start again"
@@ -167,3 +170,13 @@ def _read(path: Path, settings: dict[str, object]) -> dict[float, RateResult]:
             "another folder"
         )
     return {one.rate: one for one in results}
+
+
+def _is_sound(result: RateResult) -> bool:
+    numbers = type(result.rate) is float and type(result.validation_top1) in (int, float)
+    return (
+        numbers
+        and 0 < result.rate < math.inf
+        and 0 <= result.validation_top1 <= 1
+        and isinstance(result.failed, str)
+    )

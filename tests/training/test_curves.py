@@ -107,6 +107,23 @@ def test_metrics_that_cannot_be_read_are_a_storage_error(tmp_path: Path) -> None
     )
 
 
+def test_lines_that_no_run_writes_are_passed_over_and_a_name_is_no_formula(tmp_path: Path) -> None:
+    lines = [
+        '{"run": "a$\\\\frac{$", "epoch": 1, "loss": 0.5}',
+        '{"run": "a", "epoch": 1e999}',
+        "5",
+    ]
+    lines += [
+        '{"run": "a", "epoch": 1' + "0" * 5000 + "}",
+        "[" * 50_000,
+        '{"run": "a", "epoch": -1}',
+    ]
+    lines += ['{"run": "a", "epoch": 2, "loss": 1' + "0" * 400 + "}"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [one["epoch"] for one in read_metrics(tmp_path)] == [1, 2]
+    assert write_curves(tmp_path)
+
+
 def test_a_recorder_writes_lines_curves_and_tensorboard(tmp_path: Path) -> None:
     with open_recorder(2, tmp_path, quiet=True) as recorder:
         recorder.step(0.5, 32)

@@ -8,10 +8,11 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from patchdeploy.errors import ConfigError, StorageError
+from patchdeploy.errors import ConfigError, IrregularFileError, StorageError
 from patchdeploy.training import run_folder
 from patchdeploy.training.run_config import (
     LoaderConfig,
@@ -225,3 +226,66 @@ def test_a_place_that_cannot_be_a_folder_is_refused(config: RunConfig) -> None:
         f"cannot read {config.out}: Not a directory; a run has a folder of its own; name another "
         "with --out"
     )
+
+
+def make_link(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def make_hard_link(path: Path, target: Path) -> None:
+    path.hardlink_to(target)
+
+
+def make_pipe(path: Path, target: Path) -> None:
+    os.mkfifo(path)
+
+
+LINK, PIPE = "a link", "a pipe, a socket or a device"
+ODD = (
+    (".in-use", make_link, LINK),
+    (".in-use", make_hard_link, "a file that has another name too"),
+    (".in-use", make_pipe, PIPE),
+    ("metrics.jsonl", make_link, LINK),
+    ("metrics.jsonl", make_pipe, PIPE),
+    ("config.toml", make_pipe, PIPE),
+    ("environment.json", make_pipe, PIPE),
+    ("patches", make_link, LINK),
+    ("tensorboard", make_link, LINK),
+    ("rate-0.1/32.pt", make_pipe, PIPE),
+)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(("name", "make", "what"), ODD)
+def test_a_prepared_folder_leads_nowhere_and_keeps_nobody_waiting(
+    config: RunConfig, tmp_path: Path, name: str, make: Any, what: str, resume: bool
+) -> None:
+    folder, outside = Path(config.out), tmp_path / "outside"
+    outside.write_text("mine")
+    (folder / name).parent.mkdir(parents=True)
+    make(folder / name, outside)
+    with pytest.raises(IrregularFileError) as caught, hold_run_folder(config, resume):
+        pass
+    assert str(caught.value) == (
+        f"{folder / name} is {what}; a run's folder holds folders and files alone, none of them "
+        "elsewhere; remove it, or name another folder with --out"
+    )
+    assert outside.read_text() == "mine"
+
+
+def test_a_link_that_leads_to_nothing_makes_no_file_there(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    Path(config.out).mkdir()
+    (Path(config.out) / ".in-use").symlink_to(tmp_path / "new")
+    with pytest.raises(IrregularFileError), hold_run_folder(config, False):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("text", ['{"starts": 5}', "[" * 100_000, '{"starts": null}', "\xff"])
+def test_a_damaged_environment_is_begun_again(config: RunConfig, text: str) -> None:
+    folder = make_run_folder(config)
+    (folder / "environment.json").write_text(text)
+    make_run_folder(config)
+    assert len(json.loads((folder / "environment.json").read_text())["starts"]) == 1
