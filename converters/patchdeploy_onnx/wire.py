@@ -64,8 +64,8 @@ def per_run_model(data: bytes, table: SlotTable) -> bytes:
     that is an input is dropped without a word) then treats slots as run-time values, which
     costs speed per inference and saves making a session.
     """
-    inputs = b"".join(_message(GRAPH_INPUT, _value_info(slot)) for slot in table.slots)
-    return data + _message(MODEL_GRAPH, inputs)
+    inputs = b"".join(message(GRAPH_INPUT, _value_info(slot)) for slot in table.slots)
+    return data + message(MODEL_GRAPH, inputs)
 
 
 def unsigned_kernels(data: bytes | bytearray) -> bytes:
@@ -102,10 +102,10 @@ def slot_dims(slot: Slot) -> tuple[int, ...]:
 
 
 def _value_info(slot: Slot) -> bytes:
-    dims = b"".join(_message(SHAPE_DIM, _integer(DIM_VALUE, n)) for n in slot_dims(slot))
-    tensor = _integer(TENSOR_ELEMENT, ELEMENT_TYPES[slot.dtype]) + _message(TENSOR_SHAPE, dims)
-    return _message(VALUE_NAME, slot.name.encode()) + _message(
-        VALUE_TYPE, _message(TYPE_TENSOR, tensor)
+    dims = b"".join(message(SHAPE_DIM, integer(DIM_VALUE, n)) for n in slot_dims(slot))
+    tensor = integer(TENSOR_ELEMENT, ELEMENT_TYPES[slot.dtype]) + message(TENSOR_SHAPE, dims)
+    return message(VALUE_NAME, slot.name.encode()) + message(
+        VALUE_TYPE, message(TYPE_TENSOR, tensor)
     )
 
 
@@ -118,11 +118,11 @@ def _varint(value: int) -> bytes:
     return bytes(parts)
 
 
-def _integer(field: int, value: int) -> bytes:
+def integer(field: int, value: int) -> bytes:
     return _varint(field << 3 | VARINT) + _varint(value)
 
 
-def _message(field: int, payload: bytes) -> bytes:
+def message(field: int, payload: bytes) -> bytes:
     return _varint(field << 3 | BYTES) + _varint(len(payload)) + payload
 
 

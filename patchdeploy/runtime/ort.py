@@ -7,16 +7,14 @@ runtime's own operators, so sessions open with graph optimisation off.
 inference. *per_run* makes one session and feeds the patch with each run: no session to make for
 a task, and slower inference.
 
-On x86-64 without VNNI the runtime's uint8 by int8 kernels give wrong scores, so there kernels are
-uint8 (see `patchdeploy_onnx.unsigned_kernels`): the same scores in both modes, and slower.
+Where the runtime's uint8 by int8 products are wrong, as on x86-64 without VNNI, kernels are made
+uint8 once when a back end opens (`ort_kernels`): the same scores in both modes, and slower.
 """
 
 from __future__ import annotations
 
-import platform
 import re
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,18 +23,16 @@ from numpy.typing import NDArray
 from patchdeploy_onnx import wire  # by module: it is half imported where it imports patchdeploy
 
 from patchdeploy.bundle import Bundle
-from patchdeploy.errors import MissingExtraError, RuntimeBackendError
+from patchdeploy.errors import FileFormatError, MissingExtraError, RuntimeBackendError
 from patchdeploy.runtime.backend import PRIVATE_BYTES_PER_FILE_BYTE
 from patchdeploy.runtime.model_copy import ModelCopy
 from patchdeploy.runtime.ort_format import make_ort_model
+from patchdeploy.runtime.ort_kernels import UNSIGNED, choose_kernels
 from patchdeploy.slots import PatchValues, SlotTable, slot_values
 
 PER_RUN_VERSION = (1, 29)
 """Below, a bias that is an input is dropped without a word (onnxruntime#31684)."""
 INPUT, OUTPUT = "image", "scores"
-CPUINFO = Path("/proc/cpuinfo")
-EXACT_FLAGS = frozenset(("avx512_vnni", "avx_vnni"))
-"""x86 flags of a CPU on which uint8 by int8 products are added without saturating at 16 bits."""
 
 
 class OnnxRuntimeBackend:
@@ -50,15 +46,18 @@ class OnnxRuntimeBackend:
         *,
         threads: int,
         mode: str = "resident",
-        unsigned: bool | None = None,
     ) -> None:
-        """``unsigned``: kernels of uint8; by default where this CPU needs them."""
+        """
+        Raises:
+            RuntimeBackendError: the runtime refuses the base file, or is wrong on this processor.
+        """
         self._module = load_onnxruntime()
         self.version = str(self._module.__version__)
+        self.kernels = choose_kernels(self._module)
         self._threads = threads
         base, self._table = bundle.base_file("onnx"), bundle.table("onnx")
-        if needs_unsigned(platform.machine(), read_cpuinfo()) if unsigned is None else unsigned:
-            base, self._table = wire.unsigned_kernels(base), unsigned_table(self._table)
+        if self.kernels == UNSIGNED:
+            base, self._table = self._make_unsigned(base), unsigned_table(self._table)
         self._copy: ModelCopy | None = None
         self._per_run: Any = None
         if mode == "per_run":
@@ -67,6 +66,8 @@ class OnnxRuntimeBackend:
             self._self_test(bundle.manifest.resolutions[0])
         else:
             faster = make_ort_model(self._module, base, self._table)
+            if faster is None:
+                self._session(base)  # a file that it refuses is refused now, not at the first swap
             self._copy = ModelCopy(*(faster or (base, self._table)))
 
     def load(self, values: PatchValues, resolution: int) -> OnnxResident:
@@ -86,11 +87,20 @@ class OnnxRuntimeBackend:
         try:
             return self._module.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base
-            raise RuntimeBackendError(
-                f"onnxruntime {self.version} refused the model of {len(model)} bytes ({error}); it "
-                "must be a bundle that this version runs; export the bundle again or upgrade the "
-                "runtime"
-            ) from error
+            raise self._refused(model, error) from error
+
+    def _make_unsigned(self, model: bytes) -> bytes:
+        try:
+            return wire.unsigned_kernels(model)
+        except FileFormatError as error:
+            raise self._refused(model, error) from error
+
+    def _refused(self, model: bytes, error: Exception) -> RuntimeBackendError:
+        return RuntimeBackendError(
+            f"onnxruntime {self.version} refused the model of {len(model)} bytes ({error}); it "
+            "must be a bundle that this version runs; export the bundle again or upgrade the "
+            "runtime"
+        )
 
     def _self_test(self, resolution: int) -> None:
         """Biases at both ends must give different scores, or the runtime drops them."""
@@ -142,28 +152,6 @@ def slot_feeds(table: SlotTable, values: PatchValues) -> dict[str, NDArray[Any]]
         slot.name: np.ascontiguousarray(slot_values(slot, values)).reshape(wire.slot_dims(slot))
         for slot in table.slots
     }
-
-
-def needs_unsigned(machine: str, cpuinfo: str) -> bool:
-    """Whether this CPU multiplies uint8 by int8 wrongly in ONNX Runtime.
-
-    Args:
-        machine: of `platform.machine`.
-        cpuinfo: text of Linux's /proc/cpuinfo; empty where there is none, and an x86-64 CPU of
-            which nothing is known counts as one that does.
-    """
-    if machine.lower() not in ("x86_64", "amd64"):
-        return False
-    lines = re.findall(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    return not lines or any(EXACT_FLAGS.isdisjoint(line.split()) for line in lines)
-
-
-def read_cpuinfo() -> str:
-    """/proc/cpuinfo, or nothing where the system has none."""
-    try:
-        return CPUINFO.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def unsigned_table(table: SlotTable) -> SlotTable:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from graph_cases import CONV_ONLY_CASES, GRAPH_CASES, GraphBuilder, make_case, random_images
 from numpy.typing import NDArray
+from onnx_cases import EXACT_FORMS, in_form
 from patchdeploy_onnx import OnnxConverter
 
 from patchdeploy.convert import Converter, load_converter
@@ -27,24 +28,14 @@ LEVELS = {
 }
 
 
-def cpu_is_exact() -> bool:
-    """On x86-64 without VNNI, ONNX Runtime multiplies u8 by s8 with 16-bit saturation."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
-    return "avx2" not in flags or "avx512_vnni" in flags or "avx_vnni" in flags
-
-
-exact = pytest.mark.skipif(
-    not cpu_is_exact(), reason="VPMADDUBSW saturates: this x86-64 CPU has no VNNI"
-)
-
-
-def open_session(data: bytes, level: str = "as written") -> ort.InferenceSession:
+def open_session(
+    data: bytes, level: str = "as written", form: str = EXACT_FORMS[0]
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(data, options)
+    return ort.InferenceSession(in_form(data, form), options)
 
 
 def run_scores(data: bytes, images: NDArray[np.uint8], level: str = "as written") -> NDArray[Any]:
@@ -52,13 +43,15 @@ def run_scores(data: bytes, images: NDArray[np.uint8], level: str = "as written"
     return scores
 
 
-def run_values(data: bytes, images: NDArray[np.uint8], graph: Graph) -> dict[str, NDArray[Any]]:
+def run_values(
+    data: bytes, images: NDArray[np.uint8], graph: Graph, form: str = EXACT_FORMS[0]
+) -> dict[str, NDArray[Any]]:
     """uint8 codes of every operator's output, by value name."""
     model = onnx.load_model_from_string(data)
     known = {info.name: info for info in model.graph.value_info}
     names = [operator.output for operator in graph.operators]
     model.graph.output.extend(known[f"/{name}"] for name in names)
-    outputs = open_session(model.SerializeToString()).run(
+    outputs = open_session(model.SerializeToString(), form=form).run(
         [f"/{name}" for name in names], {"image": images}
     )
     return dict(zip(names, outputs, strict=True))
@@ -84,13 +77,13 @@ def with_activations(
     return dataclasses.replace(variant, activations={**variant.activations, **changes})
 
 
-@exact
 @pytest.mark.parametrize("name", GRAPH_CASES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_value_is_bit_equal_to_the_executor(name: str, seed: int) -> None:
+@pytest.mark.parametrize("form", EXACT_FORMS)
+def test_every_value_is_bit_equal_to_the_executor(name: str, seed: int, form: str) -> None:
     base, variants = make_case(name, seed=seed)
     images = random_images(3, 19, seed)
-    found = run_values(OnnxConverter().write(base, variants).data, images, base.graph)
+    found = run_values(OnnxConverter().write(base, variants).data, images, base.graph, form)
     expected = executor_values(base, variants[16], images, "mlas")
     for operator in base.graph.operators:
         codes = found[operator.output].astype(np.int16) - 128
@@ -98,7 +91,6 @@ def test_every_value_is_bit_equal_to_the_executor(name: str, seed: int) -> None:
         np.testing.assert_array_equal(codes, expected[operator.output], operator.name)
 
 
-@exact
 @pytest.mark.parametrize("name", CONV_ONLY_CASES)
 def test_convolutions_are_bit_equal_to_the_reference_arithmetic(name: str) -> None:
     base, variants = make_case(name)
@@ -112,7 +104,6 @@ def test_convolutions_are_bit_equal_to_the_reference_arithmetic(name: str) -> No
         np.testing.assert_array_equal(codes, expected[operator.output], operator.name)
 
 
-@exact
 @pytest.mark.parametrize("name", GRAPH_CASES)
 def test_one_file_serves_every_height_width_and_batch(name: str) -> None:
     base, variants = make_case(name)
@@ -210,7 +201,6 @@ def test_the_file_has_no_transpose_no_path_and_versions_that_mobile_takes(name: 
     assert str(Path.cwd()).encode() not in data
 
 
-@exact
 def test_the_optimiser_has_nothing_left_to_do() -> None:
     base, variants = make_case("squeeze_excitation")
     data = OnnxConverter().write(base, variants).data
@@ -228,7 +218,6 @@ def tied_graph(activation: Any) -> Graph:
     return g.finish(g.concat((left, right), "concat"), f"tied_{activation}")
 
 
-@exact
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_an_activation_tied_to_a_wider_range_is_clamped(activation: Any) -> None:
     base = graph_cases.make_base(tied_graph(activation))

@@ -6,9 +6,11 @@ import sys
 import threading
 
 import numpy as np
+import onnxruntime
 import pytest
 from bundle_cases import LABELS, make_bundle, reference_logits
 from graph_cases import random_images
+from onnx_cases import EXACT_FORMS, in_form
 from PIL import Image
 
 from patchdeploy.bundle import open_bundle, patched
@@ -26,10 +28,12 @@ from patchdeploy.errors import (
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.litert import load_interpreter
 from patchdeploy.runtime.ort import check_per_run_version
+from patchdeploy.runtime.ort_kernels import UNSIGNED, VARIABLE
 from patchdeploy.storage import sha256_hex
 
 WAYS = [("litert", "resident"), ("onnxruntime", "resident"), ("onnxruntime", "per_run")]
 WAY_IDS = [" ".join(way) for way in WAYS]
+ONNX_WAYS = [way for way in WAYS if way[0] == "onnxruntime"]
 TASKS = ("first", "second", "third")
 
 
@@ -63,10 +67,19 @@ def test_every_task_and_resolution_is_bit_equal_to_the_reference(tmp_path, name,
         assert not np.array_equal(found["first", px], found["second", px])
 
 
+@pytest.mark.parametrize("name", ["conv_stack", "residual", "branches", "asymmetric_padding"])
+@pytest.mark.parametrize(("runtime", "mode"), ONNX_WAYS)
+def test_unsigned_kernels_give_the_same_bits_on_every_processor(
+    tmp_path, monkeypatch, name, runtime, mode
+):
+    monkeypatch.setenv(VARIABLE, UNSIGNED)
+    test_every_task_and_resolution_is_bit_equal_to_the_reference(tmp_path, name, runtime, mode)
+
+
 def test_a_resident_equals_the_stand_alone_model_in_the_bare_runtimes(bundle):
     image = random_images(1, 24)
-    session = __import__("onnxruntime").InferenceSession(
-        patched(bundle, "second", "onnx", 24), providers=["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(
+        in_form(patched(bundle, "second", "onnx", 24)), providers=["CPUExecutionProvider"]
     )
     alone = {"onnxruntime": session.run(None, {"image": image})[0]}
     make, _, _ = load_interpreter()
@@ -318,9 +331,15 @@ def test_a_changed_bundle_is_refused_when_opened_and_when_a_patch_is_read(bundle
         Engine.open(path, "onnxruntime")
 
 
-@pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
-def test_a_model_that_a_runtime_refuses_gives_a_typed_error(bundle, tmp_path, runtime):
+@pytest.mark.parametrize(
+    ("runtime", "kernels"),
+    [("litert", ""), *(("onnxruntime", form) for form in ("", *EXACT_FORMS))],
+)
+def test_a_model_that_a_runtime_refuses_gives_a_typed_error(
+    bundle, tmp_path, monkeypatch, runtime, kernels
+):
     """Truncated, with every hash made right again: what a broken exporter would write."""
+    monkeypatch.setenv(VARIABLE, kernels)
     path = shutil.copytree(bundle.path, tmp_path / "copy")
     suffix = {"litert": ".tflite", "onnxruntime": ".onnx"}[runtime]
     opened = open_bundle(path)
@@ -332,10 +351,8 @@ def test_a_model_that_a_runtime_refuses_gives_a_typed_error(bundle, tmp_path, ru
     assert end <= len(model)
     (path / f"base{suffix}").write_bytes(model)
     rehash(path, suffix)
-    with Engine.open(path, runtime) as broken:
-        with pytest.raises(RuntimeBackendError, match="refused the model of"):
-            broken.swap_to("first", 24)
-        assert broken.residents == ()
+    with pytest.raises(RuntimeBackendError, match="refused the model of"):
+        Engine.open(path, runtime).swap_to("first", 24)
 
 
 def rehash(path, suffix):

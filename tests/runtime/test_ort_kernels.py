@@ -1,77 +1,129 @@
-"""Uint8 kernels where a CPU gets uint8 by int8 wrong: the same scores, in both modes."""
+"""Kernels in the form that the processor multiplies exactly, found by trying, and by force."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
-from bundle_cases import make_bundle, reference_logits
-from graph_cases import random_images
-from patchdeploy_onnx import unsigned_kernels
+from bundle_cases import make_bundle
+from onnx_cases import EXACT_FORMS
+from patchdeploy_onnx import probe, unsigned_kernels
 
 from patchdeploy.bundle import patched
+from patchdeploy.errors import ConfigError, RuntimeBackendError
 from patchdeploy.runtime import Engine
-from patchdeploy.runtime.ort import (
-    OnnxRuntimeBackend,
-    needs_unsigned,
-    read_cpuinfo,
-    unsigned_table,
+from patchdeploy.runtime.ort import OnnxRuntimeBackend, unsigned_table
+from patchdeploy.runtime.ort_kernels import (
+    SIGNED,
+    UNSIGNED,
+    VARIABLE,
+    choose_kernels,
+    expected,
+    is_exact,
 )
 from patchdeploy.slots import overlay, slot_values
 from patchdeploy.storage import sha256_hex
 
-OLD = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2 fma avx512f avx512bw\nbugs\t\t: avx_vnni\n"
-NEW = OLD.replace("avx512bw", "avx512bw avx512_vnni")
-CLIENT = OLD.replace("avx512f avx512bw", "avx_vnni")
-NAMED_ALIKE = OLD.replace("avx512bw", "avx512_vnni_like xavx_vnni")
+
+class FakeRuntime(SimpleNamespace):
+    """A runtime that is exact with some forms of kernels and saturates with the others."""
+
+    __version__ = "0.0 of the test"
+    GraphOptimizationLevel = SimpleNamespace(ORT_DISABLE_ALL=0)
+    __hash__ = object.__hash__
+
+    def __init__(self, *exact, refuses=False):
+        self.forms = {probe.probe_model(): SIGNED, unsigned_kernels(probe.probe_model()): UNSIGNED}
+        self.exact, self.refuses = exact, refuses
+
+    class SessionOptions(SimpleNamespace):
+        pass
+
+    def InferenceSession(self, model, options, providers):
+        if self.refuses:
+            raise ValueError("no such operator")
+        share = 1 if self.forms[model] in self.exact else 32767 / (2 * 255 * 127)
+
+        def run(names, feeds):
+            assert (feeds["image"] == 255).all()
+            right = expected((1, 2, 2, 6)).astype(np.float64)
+            wrong = np.rint(128 + share * (right - 128)).astype(np.uint8)
+            return [right.astype(np.uint8)] * (len(names) - 1) + [wrong]
+
+        return SimpleNamespace(run=run)
+
+
+def test_the_probe_is_a_valid_model_in_both_forms():
+    for model in (probe.probe_model(), unsigned_kernels(probe.probe_model())):
+        onnx.checker.check_model(onnx.load_model_from_string(model), full_check=True)
+
+
+def test_unsigned_kernels_are_exact_on_every_processor():
+    assert is_exact(onnxruntime, UNSIGNED)
+    assert UNSIGNED in EXACT_FORMS
 
 
 @pytest.mark.parametrize(
-    ("machine", "cpuinfo", "expected"),
-    [
-        ("x86_64", OLD, True),
-        ("x86_64", NEW, False),
-        ("x86_64", CLIENT, False),
-        ("AMD64", "", True),  # Windows: nothing is known, so the safe way
-        ("x86_64", NAMED_ALIKE, True),
-        ("x86_64", NEW + OLD, True),
-        ("aarch64", "Features\t: fp asimd\n", False),
-        ("arm64", "", False),
-    ],
-    ids=["avx512", "avx512 vnni", "avx vnni", "windows", "other flags", "mixed", "arm", "mac"],
+    ("exact", "chosen"),
+    [((SIGNED, UNSIGNED), SIGNED), ((UNSIGNED,), UNSIGNED)],
+    ids=["exact", "saturating"],
 )
-def test_only_an_x86_cpu_without_vnni_needs_unsigned_kernels(machine, cpuinfo, expected):
-    assert needs_unsigned(machine, cpuinfo) is expected
+def test_the_fastest_form_that_is_exact_is_chosen(monkeypatch, exact, chosen):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert choose_kernels(FakeRuntime(*exact)) == chosen
+    monkeypatch.setenv(VARIABLE, "")
+    assert choose_kernels(FakeRuntime(*exact)) == chosen
 
 
-def test_the_text_of_this_cpu_is_read_where_there_is_one(monkeypatch, tmp_path):
-    from patchdeploy.runtime import ort
-
-    assert (read_cpuinfo() == "") is not ort.CPUINFO.exists()
-    monkeypatch.setattr(ort, "CPUINFO", tmp_path / "none")
-    assert read_cpuinfo() == ""
+def test_one_wrong_convolution_of_the_probe_is_enough():
+    assert is_exact(FakeRuntime(SIGNED), SIGNED)
+    assert not is_exact(FakeRuntime(UNSIGNED), SIGNED)
 
 
-@pytest.mark.parametrize("mode", ["resident", "per_run"])
-@pytest.mark.parametrize("name", ["conv_stack", "residual", "branches"])
-def test_unsigned_kernels_give_the_same_scores_bit_by_bit(tmp_path, name, mode):
-    bundle = make_bundle(tmp_path / "b", name)
-    backend = OnnxRuntimeBackend(bundle, threads=1, mode=mode, unsigned=True)
-    assert all(slot.dtype == "u8" for slot in backend._table.slots if slot.kind == "weight")
-    with Engine(bundle, backend, None) as engine:
-        for px in (16, 24):
-            images = random_images(3, px)
-            for task in bundle.tasks:
-                expected = reference_logits(bundle, "onnxruntime", task, px, images)
-                assert np.array_equal(engine.logits(images, task, px), expected)
+def test_a_runtime_that_is_wrong_with_every_form_is_refused(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(RuntimeBackendError) as caught:
+        choose_kernels(FakeRuntime())
+    assert str(caught.value) == (
+        "onnxruntime 0.0 of the test gives wrong products with signed and unsigned kernels on this "
+        "processor; scores must be exact; use another version of it, or runtime 'litert'"
+    )
 
 
-@pytest.mark.parametrize(("cpuinfo", "dtype"), [(OLD, "u8"), (NEW, "i8")])
-def test_the_kernels_follow_the_cpu_by_default(tmp_path, monkeypatch, cpuinfo, dtype):
-    from patchdeploy.runtime import ort
+def test_a_forced_form_is_taken_and_refused_where_it_is_wrong(monkeypatch):
+    for form in (SIGNED, UNSIGNED):
+        monkeypatch.setenv(VARIABLE, form)
+        assert choose_kernels(FakeRuntime(SIGNED, UNSIGNED)) == form
+    monkeypatch.setenv(VARIABLE, SIGNED)
+    with pytest.raises(RuntimeBackendError) as caught:
+        choose_kernels(FakeRuntime(UNSIGNED))
+    assert str(caught.value) == (
+        "onnxruntime 0.0 of the test gives wrong products with signed kernels on this processor; "
+        "scores must be exact; unset PATCHDEPLOY_ORT_KERNELS"
+    )
 
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(ort, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+def test_another_value_of_the_variable_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv(VARIABLE, "int8")
+    with pytest.raises(ConfigError) as caught:
+        Engine.open(make_bundle(tmp_path / "b"), "onnxruntime")
+    assert str(caught.value) == (
+        "PATCHDEPLOY_ORT_KERNELS is 'int8'; it must be 'signed' or 'unsigned'; correct it or unset "
+        "it"
+    )
+
+
+def test_a_runtime_that_does_not_run_the_probe_is_named():
+    with pytest.raises(RuntimeBackendError, match="does not run quantised convolutions"):
+        is_exact(FakeRuntime(refuses=True), UNSIGNED)
+
+
+@pytest.mark.parametrize("form", EXACT_FORMS)
+def test_the_kernels_of_a_back_end_have_the_form(tmp_path, monkeypatch, form):
+    monkeypatch.setenv(VARIABLE, form)
+    dtype = {SIGNED: "i8", UNSIGNED: "u8"}[form]
     bundle = make_bundle(tmp_path / "b")
     head = next(slot for slot in bundle.table("onnx").slots if slot.kind == "weight")
     per_run = OnnxRuntimeBackend(bundle, threads=1, mode="per_run")
@@ -81,6 +133,7 @@ def test_the_kernels_follow_the_cpu_by_default(tmp_path, monkeypatch, cpuinfo, d
     assert (types | declared)[head.name] == names[dtype]
     values = bundle.patch("second").values[24]
     resident = OnnxRuntimeBackend(bundle, threads=1)
+    assert resident.kernels == form
     kernel = slot_values(replace(head, dtype=dtype), values).tobytes()
     assert kernel in resident._copy.render(values, 24)
 
