@@ -23,7 +23,7 @@ import torch
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import Bundle, size_report
-from patchdeploy.bundle.reader import MANIFEST
+from patchdeploy.bundle.manifest import MANIFEST
 from patchdeploy.data import ImageDataset, load_packaged, split
 from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
 from patchdeploy.export import CodingConfig, Signing, export_bundle

@@ -18,8 +18,9 @@ from patchdeploy.bundle import (
     add_task,
     check_request,
     create_bundle,
+    find_place,
     open_bundle,
-    staged_folder,
+    staged_bundle,
 )
 from patchdeploy.coding.choose_steps import CodingConfig as CodingConfig
 from patchdeploy.coding.choose_steps import choose_steps, fine_steps
@@ -288,7 +289,7 @@ def export_bundle(
         exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config, progress)
         for patch in patches
     ]
-    with staged_folder(Path(path)) as place:
+    with staged_bundle(find_place(Path(path))) as place:
         bundle = create_bundle(
             place,
             exporter.quantized,

@@ -12,7 +12,7 @@ follows no convolution is a depthwise 1x1 convolution: the writers then need few
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -276,6 +276,26 @@ def count_macs(graph: Graph, height: int, width: int) -> int:
         taps = conv.kernel[0] * conv.kernel[1] * conv.in_channels // conv.groups
         total += rows * columns * channels * taps
     return total
+
+
+def largest_work(graph: Graph, sides: Iterable[int]) -> tuple[int, int]:
+    """Values of the largest map, its padding included, and multiply-accumulates, of one image at
+    the most expensive of ``sides`` pixels.
+
+    Raises:
+        UnknownResolutionError: see `infer_shapes`.
+    """
+    values = products = 0
+    for px in sides:
+        shapes = infer_shapes(graph, px, px)
+        products = max(products, count_macs(graph, px, px))
+        for operator in graph.operators:
+            rows, columns, channels = shapes[operator.inputs[0]]
+            if isinstance(operator, Conv2d | MaxPool):
+                rows += operator.padding[0] + operator.padding[1]
+                columns += operator.padding[2] + operator.padding[3]
+            values = max(values, rows * columns * channels)
+    return values, products
 
 
 def tied_values(graph: Graph) -> dict[str, str]:

@@ -8,7 +8,6 @@ on its own, and the NumPy executor, need nothing else; a phone needs none of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,30 +16,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from patchdeploy.data import Preprocessing
-from patchdeploy.errors import ConfigError, FileFormatError
-from patchdeploy.graph import (
-    Add,
-    ChannelSelect,
-    Concat,
-    Conv2d,
-    GlobalAvgPool,
-    Graph,
-    MaxPool,
-    Mul,
-    Norm,
-    Operator,
-    Pointwise,
-)
+from patchdeploy.documents import parse_tensor_notes
+from patchdeploy.errors import FileFormatError
 from patchdeploy.quantize.model import QuantizedBase
+from patchdeploy.reference_graph import FORMAT, read_base
 from patchdeploy.storage import sha256_hex
 
-FORMAT = 1
 _METADATA_KEY = "patchdeploy"
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (Add, ChannelSelect, Concat, Conv2d, GlobalAvgPool, MaxPool, Mul, Norm, Pointwise)
-}
 
 
 def save_reference(base: QuantizedBase) -> bytes:
@@ -83,59 +65,17 @@ def load_reference(data: bytes) -> QuantizedBase:
     """The inverse of `save_reference`; ``graph.parameters`` is empty.
 
     Raises:
-        FileFormatError: truncated, of another format, or an unknown operator.
+        FileFormatError: truncated, of another format, an unknown operator, or parts that break a
+            rule or do not fit each other; the message names the field.
     """
     try:
         arrays = load(data)
-        length = int.from_bytes(data[:8], "little")
-        document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA_KEY])
-        return _build(document, arrays)
-    except FileFormatError:
-        raise
-    except (
-        SafetensorError,
-        ConfigError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FileFormatError(
-            f"reference file of {len(data)} bytes does not parse ({error}); it must be a whole "
-            "reference/base.safetensors of a bundle; copy it again or export the base again"
+            f"reference file of {len(data)} bytes does not parse ({error!s:.200}); it must be a "
+            "whole reference/base.safetensors of a bundle; copy it again or export the base again"
         ) from error
-
-
-def _build(document: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> QuantizedBase:
-    if document["format"] != FORMAT:
-        raise FileFormatError(
-            f"reference file has format {document['format']!r}; this version reads format "
-            f"{FORMAT}; export the base again or upgrade patchdeploy"
-        )
-    graph = Graph(
-        name=document["name"],
-        base_sha256=document["base_sha256"],
-        preprocessing=Preprocessing.from_json(document["preprocessing"]),
-        input=document["input"],
-        output=document["output"],
-        head=document["head"],
-        operators=tuple(_decode_operator(one) for one in document["operators"]),
-        channels={value: int(channels) for value, channels in document["channels"]},
-        parameters={},
-    )
-    owned = {name: tuple(shape) for name, shape in document["patch_owned"].items()}
-    names = [conv.name for conv in graph.convolutions()]
-    return QuantizedBase(
-        graph=graph,
-        weights={
-            name: np.zeros(owned[name], np.int8) if name in owned else arrays[f"weight/{name}"]
-            for name in names
-        },
-        weight_scales={name: arrays[f"weight_scale/{name}"] for name in names},
-        patch_owned=frozenset(owned),
-        head_capacity=int(document["head_capacity"]),
-        input_zero_point=int(document["input_zero_point"]),
-    )
+    return read_base(parse_tensor_notes(data, _METADATA_KEY, "reference file", 6), arrays)
 
 
 def _encode(value: Any) -> Any:
@@ -145,23 +85,4 @@ def _encode(value: Any) -> Any:
         return {"operator": type(value).__name__, **body}
     if isinstance(value, tuple):
         return [_encode(one) for one in value]
-    return value
-
-
-def _decode_operator(value: Mapping[str, Any]) -> Operator:
-    operator: Operator = _decode(value)
-    return operator
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        kind = value["operator"]
-        if kind not in _KINDS:
-            raise FileFormatError(
-                f"reference file holds an operator {kind!r}; this version knows "
-                f"{', '.join(_KINDS)}; upgrade patchdeploy"
-            )
-        return _KINDS[kind](**{k: _decode(one) for k, one in value.items() if k != "operator"})
-    if isinstance(value, list):
-        return tuple(_decode(one) for one in value)
     return value

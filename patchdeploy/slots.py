@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.documents import DECIMAL, HEX64, HEX64_RULE, Field, parse_document
 from patchdeploy.errors import IntegrityError, SlotTableError, UnknownResolutionError
 from patchdeploy.storage import sha256_hex
 
@@ -45,6 +48,16 @@ WEIGHT_LAYOUTS: dict[str, tuple[int, int, int, int]] = {
     "oihw": (0, 3, 1, 2),
 }
 FORMAT = 1
+MAX_TABLE_BYTES = 16 << 20
+MAX_BASE_BYTES = 1 << 30
+MAX_SLOTS = 65_536
+MAX_COUNT = 2**31 - 1
+"""Elements of a patch's array."""
+MAX_SIDES, MAX_SIDE_PX = 16, 4096
+"""Resolutions of a base file, as in a patch's header."""
+MAX_EDITS = 64
+MAX_NAME = 4096
+_NAME = re.compile(r"[a-z0-9_-]{1,32}")
 
 
 @dataclass(frozen=True)
@@ -153,80 +166,155 @@ class SlotTable:
         """Parse and check a slot table.
 
         Raises:
-            SlotTableError: truncated, unknown keys, or slots that leave the file or overlap.
+            SlotTableError: truncated, an unknown key, a value of another type or out of its
+                range, or slots and views that leave the file or overlap; it names the field.
         """
-        try:
-            table = _parse_table(json.loads(data))
-        except SlotTableError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SlotTableError(
-                f"slot table of {len(data)} bytes does not parse ({error}); a slot table is the "
-                "JSON that export wrote beside the base file; copy it again or export again"
-            ) from error
+        table = _parse_table(
+            parse_document(data, "slot table", MAX_TABLE_BYTES, SlotTableError, most_depth=4)
+        )
         check_table(table)
         return table
 
 
 _SLOT_FIELDS = [field.name for field in fields(Slot)]
-_SHAPE = _SLOT_FIELDS.index("shape")
+_TYPES: dict[str, type] = {
+    "site": str,
+    "kind": str,
+    "resolution": int,
+    "offset_bytes": int,
+    "start": int,
+    "count": int,
+    "dtype": str,
+    "x_index": int,
+    "layout": str,
+    "shape": list,
+    "name": str,
+}
+_KEYS = ("format", "runtime", "base_sha256", "base_bytes", "resolutions") + (
+    "slot_fields",
+    "slots",
+    "views",
+)
 
 
-def _parse_table(document: dict[str, Any]) -> SlotTable:
-    if document["format"] != FORMAT or document["slot_fields"] != _SLOT_FIELDS:
+def _parse_table(document: Field) -> SlotTable:
+    if type(document.value) is dict and document.value.get("format") != FORMAT:
         raise SlotTableError(
-            f"slot table has format {document['format']!r}; this version reads format {FORMAT}; "
-            "export the base again or upgrade patchdeploy"
+            f"slot table has format {document.value.get('format')!r:.80}; this version reads "
+            f"format {FORMAT}; export the base again or upgrade patchdeploy"
         )
+    body = document.keys(_KEYS)
+    body["format"].integer(FORMAT, FORMAT)
+    if body["slot_fields"].value != _SLOT_FIELDS:
+        body["slot_fields"].refuse(f"{', '.join(_SLOT_FIELDS)}, in this order")
+    length = body["base_bytes"].integer(1, MAX_BASE_BYTES)
+    sides = [px.integer(1, MAX_SIDE_PX) for px in body["resolutions"].items(MAX_SIDES)]
     return SlotTable(
-        runtime=str(document["runtime"]),
-        base_sha256=str(document["base_sha256"]),
-        base_bytes=int(document["base_bytes"]),
-        resolutions=tuple(int(resolution) for resolution in document["resolutions"]),
-        slots=tuple(
-            Slot(**{**dict(zip(_SLOT_FIELDS, row, strict=True)), "shape": tuple(row[_SHAPE])})
-            for row in document["slots"]
-        ),
-        views={
-            int(resolution): tuple(Edit(int(offset), int(value)) for offset, value in edits)
-            for resolution, edits in document["views"].items()
-        },
+        runtime=body["runtime"].text(_NAME, "1 to 32 of a-z, 0-9, underscore and hyphen"),
+        base_sha256=body["base_sha256"].text(HEX64, HEX64_RULE),
+        base_bytes=length,
+        resolutions=tuple(sides),
+        slots=tuple(_parse_slot(row) for row in body["slots"].items(MAX_SLOTS)),
+        views=_parse_views(body["views"], length),
     )
 
 
+def _parse_slot(row: Field) -> Slot:
+    """A slot whose values have their types; `check_table` has the ranges."""
+    values = row.value
+    if type(values) is not list or len(values) != len(_SLOT_FIELDS):
+        row.refuse(f"a list of {len(_SLOT_FIELDS)} values")
+    for name, value in zip(_SLOT_FIELDS, values, strict=True):
+        if type(value) is not _TYPES[name] and not (name == "resolution" and value is None):
+            rule = {int: "an integer", str: "a text", list: "a list"}[_TYPES[name]]
+            Field(value, f"{row.name}, {name}", row.error).refuse(rule)
+    if max(len(value) for value in values if type(value) is str) > MAX_NAME:
+        row.refuse(f"of texts of at most {MAX_NAME} characters")
+    found: dict[str, Any] = dict(zip(_SLOT_FIELDS, values, strict=True))
+    shape = found["shape"]
+    if len(shape) not in (0, 4) or any(type(one) is not int for one in shape):
+        Field(shape, f"{row.name}, shape", row.error).refuse("empty or four integers")
+    return Slot(**{**found, "shape": tuple(shape)})
+
+
+def _parse_views(document: Field, base_bytes: int) -> dict[int, tuple[Edit, ...]]:
+    views = {}
+    for px, edits in document.table(DECIMAL, "a side in pixels", most=MAX_SIDES).items():
+        pairs = [edit.items(2, least=2) for edit in edits.items(MAX_EDITS)]
+        views[int(px)] = tuple(
+            Edit(offset.integer(0, base_bytes - 4), word.integer(0, 2**32 - 1))
+            for offset, word in pairs
+        )
+    return views
+
+
 def check_table(table: SlotTable) -> None:
-    """Check that slots are known, sorted, inside the file and do not overlap.
+    """Check that slots are known, sorted, inside the file and do not overlap, and likewise views.
 
     Raises:
-        SlotTableError: naming the first slot that breaks the rule.
+        SlotTableError: naming the first slot or view that breaks a rule.
     """
+    if list(table.resolutions) != sorted(set(table.resolutions)):
+        raise SlotTableError(
+            f"slot table has resolutions {list(table.resolutions)}; they must be ascending, each "
+            "once; export the base again"
+        )
     end = 0
     for index, slot in enumerate(table.slots):
-        numbers = (slot.offset_bytes, slot.start, slot.count, slot.x_index)
-        known = slot.dtype in SLOT_KINDS.get(slot.kind, ())
-        if slot.kind == "weight":
-            known = known and slot.layout in WEIGHT_LAYOUTS and len(slot.shape) == 4
-            known = known and math.prod(slot.shape) == slot.count
-        known = known and all(type(k) is int for k in numbers)
-        smallest_x = 0 if slot.kind == "bias_scale" else -1
-        if not known or slot.count < 1 or slot.start < 0 or slot.x_index < smallest_x:
+        if not _is_known(slot, table.resolutions):
             raise SlotTableError(
-                f"slot {index} ({slot.site!r}, kind {slot.kind!r}, dtype {slot.dtype!r}) is not "
-                "one this version knows; export the base again or upgrade patchdeploy"
+                f"slot {index} ({slot.site[:80]!r}, kind {slot.kind[:40]!r}, dtype "
+                f"{slot.dtype[:40]!r}, resolution {slot.resolution!r}) is not one this version "
+                "knows; export the base again or upgrade patchdeploy"
             )
         if slot.offset_bytes < end or slot.offset_bytes + slot.length_bytes > table.base_bytes:
             raise SlotTableError(
-                f"slot {index} ({slot.site!r}) covers bytes {slot.offset_bytes} to "
+                f"slot {index} ({slot.site[:80]!r}) covers bytes {slot.offset_bytes} to "
                 f"{slot.offset_bytes + slot.length_bytes}; slots lie in order, apart, inside the "
                 f"{table.base_bytes} bytes of the base file; export the base again"
             )
         end = slot.offset_bytes + slot.length_bytes
-    for edit in (edit for edits in table.views.values() for edit in edits):
-        if not 0 <= edit.offset_bytes <= table.base_bytes - 4:
+    _check_views(table)
+
+
+def _is_known(slot: Slot, resolutions: tuple[int, ...]) -> bool:
+    """Whether a slot's own values hold together."""
+    whole = (slot.offset_bytes, slot.start, slot.count, slot.x_index, *slot.shape)
+    if slot.dtype not in SLOT_KINDS.get(slot.kind, ()) or any(type(k) is not int for k in whole):
+        return False
+    if slot.kind == "weight":
+        sides = slot.layout in WEIGHT_LAYOUTS and len(slot.shape) == 4 and min(slot.shape) > 0
+        shaped = sides and math.prod(slot.shape) == slot.count
+    else:
+        shaped = slot.layout == "" and slot.shape == ()
+    least, most = (0, MAX_COUNT) if slot.kind == "bias_scale" else (-1, -1)
+    numbers = least <= slot.x_index <= most and slot.offset_bytes >= 0
+    run = slot.start >= 0 and slot.count >= 1 and slot.start + slot.count <= MAX_COUNT
+    return shaped and numbers and run and slot.resolution in (None, *resolutions)
+
+
+def _check_views(table: SlotTable) -> None:
+    """Views are of resolutions that the file has, and each word of one is apart from the others
+    and from every slot."""
+    slots = [(slot.offset_bytes, slot.offset_bytes + slot.length_bytes) for slot in table.slots]
+    starts = [start for start, _ in slots]
+    for px, edits in table.views.items():
+        if px not in table.resolutions:
             raise SlotTableError(
-                f"a view edits byte {edit.offset_bytes}, outside the {table.base_bytes} bytes of "
-                "the base file; export the base again"
+                f"slot table has a view of {px} px; its base file has "
+                f"{', '.join(map(str, table.resolutions)) or 'none'}; export the base again"
             )
+        end = 0
+        for edit in sorted(edits, key=lambda one: one.offset_bytes):
+            first, last = edit.offset_bytes, edit.offset_bytes + 4
+            before = bisect_left(starts, last) - 1
+            if first < end or last > table.base_bytes or (before >= 0 and slots[before][1] > first):
+                raise SlotTableError(
+                    f"a view of {px} px edits bytes {first} to {last}; its words must lie apart, "
+                    f"outside of slots, inside the {table.base_bytes} bytes of the base file; "
+                    "export the base again"
+                )
+            end = last
 
 
 def check_resolution(table: SlotTable, resolution: int) -> None:

@@ -225,26 +225,26 @@ def test_a_slot_table_of_another_base_file_is_refused(bundle):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        (lambda d: d.update(surprise=1), ConfigError, "unknown key 'surprise' in manifest"),
-        (lambda d: d["tasks"]["first"].update(path="x"), ConfigError, "unknown key 'path' in task"),
-        (lambda d: d["layout"].update(x=1), ConfigError, "unknown key 'x' in layout"),
-        (lambda d: d["preprocessing"].update(x=1), ConfigError, "unknown preprocessing key 'x'"),
-        (lambda d: d.update(format=1), FileFormatError, "manifest has format 1"),
-        (lambda d: d.pop("layout"), FileFormatError, "manifest has no key 'layout'"),
-        (lambda d: d.update(resolutions=[24, 16]), ConfigError, "ascending"),
-        (lambda d: d["layout"].update(rows=1), ConfigError, "does not hold together"),
-        (lambda d: d["files"].pop("base.onnx"), FileFormatError, "records no hash"),
-        (lambda d: d["tasks"].update({"../x": d["tasks"]["first"]}), ConfigError, "task name"),
-        (lambda d: d["files"]["base.onnx"].update(bytes=-1), FileFormatError, "entry for"),
-        (lambda d: d["files"]["base.onnx"].update(sha256="x"), FileFormatError, "entry for"),
-        (lambda d: d["tasks"]["first"].update(classes=["a"]), ConfigError, "at least 2"),
+        (lambda d: d.update(surprise=1), "unknown key 'surprise' in manifest"),
+        (lambda d: d["tasks"]["first"].update(path="x"), "unknown key 'path' in manifest.tasks"),
+        (lambda d: d["layout"].update(x=1), "unknown key 'x' in manifest.layout"),
+        (lambda d: d["preprocessing"].update(x=1), "unknown key 'x' in manifest.preprocessing"),
+        (lambda d: d.update(format=1), "manifest has format 1"),
+        (lambda d: d.pop("layout"), "manifest has no key 'layout'"),
+        (lambda d: d.update(resolutions=[24, 16]), "ascending"),
+        (lambda d: d["layout"].update(rows=1), "does not hold together"),
+        (lambda d: d["files"].pop("base.onnx"), "records no hash"),
+        (lambda d: d["tasks"].update({"../x": d["tasks"]["first"]}), "manifest.tasks: a key"),
+        (lambda d: d["files"]["base.onnx"].update(bytes=-1), "base.onnx.bytes is -1"),
+        (lambda d: d["files"]["base.onnx"].update(sha256="x"), "base.onnx.sha256 is 'x'"),
+        (lambda d: d["tasks"]["first"].update(classes=["a"]), "its length is 1; it must be 2"),
     ],
 )
-def test_a_manifest_outside_the_rules_is_refused(bundle, change, error, message):
+def test_a_manifest_outside_the_rules_is_refused(bundle, change, message):
     rewrite(bundle, change)
-    with pytest.raises(error, match=message):
+    with pytest.raises(FileFormatError, match=message):
         open_bundle(bundle)
 
 
@@ -257,7 +257,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle, path):
         document["converters"]["onnx"]["file"] = path
 
     rewrite(bundle, change)
-    with pytest.raises(ConfigError, match="stay inside the bundle"):
+    with pytest.raises(FileFormatError, match="stay inside the bundle"):
         open_bundle(bundle)
 
 

@@ -343,14 +343,14 @@ def test_a_disk_that_fills_up_at_the_last_task_leaves_no_bundle_at_all(
 ):
     """The base and the first patch are written by then; neither may be taken for the bundle."""
     patches = [perturbed(base, "first", 1), perturbed(base, "second", 2)]
-    whole = bundle_module.write_atomic
+    whole = bundle_module.write_inside
 
-    def fill_up(path, data):
-        if path.name == "second.pdp":
-            raise StorageError(f"cannot write {path}: full") from OSError(28, "No space left")
-        whole(path, data)
+    def fill_up(folder, name, data):
+        if name == "patches/second.pdp":
+            raise StorageError(f"cannot write {name}: full") from OSError(28, "No space left")
+        whole(folder, name, data)
 
-    monkeypatch.setattr(bundle_module, "write_atomic", fill_up)
+    monkeypatch.setattr(bundle_module, "write_inside", fill_up)
     with pytest.raises(StorageError, match=r"bundle .*/b: No space left; free space"):
         export_bundle(
             tmp_path / "b",

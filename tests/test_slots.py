@@ -181,7 +181,7 @@ def test_slots_may_end_exactly_where_the_file_ends():
 
 
 def test_a_view_outside_the_file_is_refused():
-    with pytest.raises(SlotTableError, match="byte 197"):
+    with pytest.raises(SlotTableError, match="bytes 197 to 201"):
         check_table(make_table(views={32: (Edit(197, 0),)}))
 
 

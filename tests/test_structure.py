@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOW = (
     "errors",
     "storage",
+    "documents",
+    "flatbuffer",
     "data",
     "base",
     "patch",

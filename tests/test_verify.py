@@ -14,7 +14,13 @@ from PIL import Image
 from patchdeploy.bundle import add_task, create_bundle, open_bundle, standalone
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import DataError, PatchRefusedError, SlotTableError, UnknownTaskError
+from patchdeploy.errors import (
+    DataError,
+    IntegrityError,
+    PatchRefusedError,
+    SlotTableError,
+    UnknownTaskError,
+)
 from patchdeploy.fold import fold_patch
 from patchdeploy.patchfile.pack import Release, Signer, check_results, open_patch
 from patchdeploy.slots import SlotTable
@@ -175,12 +181,20 @@ def plant(path, change, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr("patchdeploy.bundle.writer.load_converter", lambda name: Careless(change))
         create_bundle(path, base, resolutions=(16, 24), formats=("onnx",))
-    with suppress(SlotTableError):  # some defects show as soon as a patch is packed
+    with suppress(SlotTableError, IntegrityError):  # some show as soon as a patch is packed
         add_task(path, patch)
     return verify_bundle(path)
 
 
 def shifted_slot(written):
+    """One bias slot that begins a row later in the patch, and is as long as before."""
+    slots = list(written.table.slots)
+    k = next(k for k, slot in enumerate(slots) if slot.kind == "bias")
+    slots[k] = replace(slots[k], start=slots[k].start + 1)
+    return replace(written, table=replace(written.table, slots=tuple(slots)))
+
+
+def moved_slot(written):
     """One bias slot moved by four bytes, and made shorter so that slots do not overlap."""
     slots = list(written.table.slots)
     k = next(k for k, slot in enumerate(slots) if slot.kind == "bias")
@@ -189,9 +203,14 @@ def shifted_slot(written):
     return replace(written, table=replace(written.table, slots=tuple(slots)))
 
 
-def test_a_slot_table_with_one_wrong_offset_fails_overlay_and_reference(tmp_path, monkeypatch):
+def test_a_slot_table_with_one_wrong_row_fails_overlay_and_reference(tmp_path, monkeypatch):
     names = {name for name, _ in failed(plant(tmp_path / "b", shifted_slot, monkeypatch))}
     assert names >= {"overlay = stand-alone", "runtime = reference"}
+
+
+def test_a_slot_that_is_not_the_tensor_it_names_fails_the_table(tmp_path, monkeypatch):
+    found = failed(plant(tmp_path / "b", moved_slot, monkeypatch))
+    assert ("slot table", "onnx") in found
 
 
 def test_a_slot_beyond_the_patch_fails_the_table(tmp_path, monkeypatch):

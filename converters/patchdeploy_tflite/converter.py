@@ -17,6 +17,7 @@ from patchdeploy.errors import QuantizationError, UnknownResolutionError
 from patchdeploy.fold import FoldedNetwork
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant
 from patchdeploy.slots import PatchValues, SlotTable, slot_values
+from patchdeploy.slots_views import find_views
 from patchdeploy.storage import sha256_hex
 from patchdeploy_tflite.flatfile import LaidOut, lay_out
 from patchdeploy_tflite.floating import FloatNumbers
@@ -139,5 +140,5 @@ def _slot_table(laid_out: LaidOut, resolutions: tuple[int, ...]) -> SlotTable:
         base_bytes=len(laid_out.data),
         resolutions=resolutions,
         slots=tuple(sorted(slots, key=lambda slot: slot.offset_bytes)),
-        views=dict(zip(resolutions, laid_out.views, strict=True)),
+        views=find_views(laid_out.data, resolutions),
     )

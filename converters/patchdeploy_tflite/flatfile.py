@@ -1,7 +1,7 @@
 """Laying out a .tflite file: which byte each blob and each table is at.
 
 In: subgraphs and the blobs that they name. Out: `LaidOut`: the file (identifier TFL3, schema
-version 3) and the offset of every blob, and the edits that leave one signature reachable.
+version 3) and the offset of every blob.
 
 A flatbuffer is written back to front, and any number of tables may refer to one vector: blobs
 come first (kernels, then the slots of each resolution together, so that setting them touches few
@@ -19,7 +19,6 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from patchdeploy.slots import Edit
 from patchdeploy_tflite.plan import (
     Blob,
     Operation,
@@ -34,8 +33,6 @@ SCHEMA_VERSION = 3
 BUFFER_ALIGNMENT_BYTES = 16
 """schema.fbs: ``data:[ubyte] (force_align: 16)`` of Buffer."""
 TABLE_BYTES = 1 << 16
-SUBGRAPH_INDEX_FIELD = 12
-"""vtable offset of SignatureDef.subgraph_index, its fifth field: 4 + 2 * 4."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,10 @@ class LaidOut:
 
     Attributes:
         offsets: byte offset of the first element of each blob.
-        views: per subgraph, in order, the edits that make it the only one.
     """
 
     data: bytes
     offsets: Mapping[Blob, int]
-    views: tuple[tuple[Edit, ...], ...]
 
 
 def lay_out(subgraphs: Sequence[Subgraph], blobs: Sequence[Blob], description: str) -> LaidOut:
@@ -211,10 +206,8 @@ class _Writer:
         self, buffers: int, subgraphs: Sequence[int], signatures: Sequence[int], description: str
     ) -> LaidOut:
         """Close the file."""
-        subgraph_vector, signature_vector = (
-            self._references(subgraphs),
-            self._references(signatures),
-        )
+        subgraph_vector = self._references(subgraphs)
+        signature_vector = self._references(signatures)
         root = self._table(
             "Model",
             Version=SCHEMA_VERSION,
@@ -226,27 +219,5 @@ class _Writer:
         )
         self._builder.Finish(root, file_identifier=FILE_IDENTIFIER)
         data = bytes(self._builder.Output())
-        views = []
-        for subgraph, signature in zip(subgraphs, signatures, strict=True):
-            views.append(
-                (
-                    *_only(len(data) - subgraph_vector, len(data) - subgraph),
-                    *_only(len(data) - signature_vector, len(data) - signature),
-                    Edit(_field(data, len(data) - signature, SUBGRAPH_INDEX_FIELD), 0),
-                )
-            )
         offsets = {blob: len(data) - vector + 4 for blob, vector in self._vectors.items()}
-        return LaidOut(data, offsets, tuple(views))
-
-
-def _only(vector: int, table: int) -> tuple[Edit, Edit]:
-    """Make the vector of tables at byte ``vector`` hold just the table at byte ``table``."""
-    return Edit(vector, 1), Edit(vector + 4, table - (vector + 4))
-
-
-def _field(data: bytes, table: int, field: int) -> int:
-    """Byte offset of a field of the table at byte ``table`` (FlatBuffers internals, tables)."""
-    vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
-    inside = int.from_bytes(data[vtable + field : vtable + field + 2], "little")
-    assert inside, "the field was written with its default forced"
-    return table + inside
+        return LaidOut(data, offsets)

@@ -9,11 +9,12 @@ from patchdeploy.bundle.writer import (
     add_task,
     check_request,
     create_bundle,
+    find_place,
     open_bundle,
     patched,
     remove_task,
     size_report,
-    staged_folder,
+    staged_bundle,
     standalone,
 )
 
@@ -22,10 +23,11 @@ __all__ = [
     "add_task",
     "check_request",
     "create_bundle",
+    "find_place",
     "open_bundle",
     "patched",
     "remove_task",
     "size_report",
-    "staged_folder",
+    "staged_bundle",
     "standalone",
 ]

@@ -2,29 +2,47 @@
 
 In: values or the bytes of ``manifest.json``. Out: the other one. The bytes are canonical JSON
 that carries its own SHA-256 under ``manifest_sha256``, so that one changed byte shows here too.
-Unknown keys, an unknown format and a path that leaves the bundle are errors.
+Whoever hands over a bundle can make that hash right again: every value is checked before any is
+used, for its type, its range, and what it says of the others (docs/bundle-format.md).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import PurePosixPath
 from typing import Any
 
-from patchdeploy.coding.layout import PatchLayout
+from patchdeploy.coding.layout import PatchLayout, read_layout
 from patchdeploy.data import Preprocessing
-from patchdeploy.errors import ConfigError, FileFormatError, IntegrityError
+from patchdeploy.documents import DECIMAL, HEX64, HEX64_RULE, Field, parse_document
+from patchdeploy.errors import ConfigError, FileFormatError, IntegrityError, PatchKeyError
+from patchdeploy.patchfile.header import MAX_RESOLUTION, MAX_RESOLUTIONS
 from patchdeploy.patchfile.keys import TrustedKeys
-from patchdeploy.patchfile.values import check_classes
+from patchdeploy.patchfile.payload import MAX_LEVELS as NOTES_LEVELS
+from patchdeploy.patchfile.values import TASK_NAME, TASK_RULE
 from patchdeploy.storage import sha256_hex
 
+MANIFEST = "manifest.json"
 FORMAT = 2
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_FILES = 65_536
+"""Files of a bundle; and so tasks, and keys of a task's metrics."""
+MAX_FILE_BYTES = 1 << 30
+MAX_BUNDLE_BYTES = 16 << 30
+MAX_CONVERTERS = 8
+MAX_NAME, MAX_LABEL = 4096, 65_535
+MAX_KEYS_BYTES = 65_536
+MAX_LEVELS = NOTES_LEVELS + 4
+"""A task's metrics lie in the task, among tasks, in the document."""
 _SELF = "manifest_sha256"
-_HASH = re.compile(r"[0-9a-f]{64}")
+_ANY = re.compile(r"(?s).*")
+_PATH = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+_CONVERTER_NAME = (re.compile(r"[a-z0-9_-]{1,32}"), "1 to 32 of a-z, 0-9, underscore and hyphen")
+_PREPROCESSING = tuple(one.name for one in fields(Preprocessing))
 
 
 @dataclass(frozen=True)
@@ -127,26 +145,22 @@ class Manifest:
         """Parse and check a manifest.
 
         Raises:
-            FileFormatError: truncated, a missing key, or another format.
-            ConfigError: an unknown key, or a value or path outside the rules.
+            FileFormatError: truncated, another format, an unknown or missing key, or a value
+                outside its rule or not in keeping with the others; the message names the field.
             IntegrityError: changed since it was written.
         """
-        try:
-            document = json.loads(data)
-            if document["format"] != FORMAT:
-                raise FileFormatError(
-                    f"manifest has format {document['format']!r}; this version reads format "
-                    f"{FORMAT}; export the bundle again or upgrade patchdeploy"
-                )
-            _check_own_hash(data, document)
-            return _parse(document)
-        except (ConfigError, FileFormatError, IntegrityError):
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        document = parse_document(data, "manifest", MAX_MANIFEST_BYTES, most_depth=MAX_LEVELS)
+        if type(document.value) is dict and document.value.get("format") != FORMAT:
             raise FileFormatError(
-                f"manifest of {len(data)} bytes does not parse ({error!r}); it must be the whole "
-                "manifest.json that patchdeploy wrote; copy the bundle again"
-            ) from error
+                f"manifest has format {document.value.get('format')!r:.80}; this version reads "
+                f"format {FORMAT}; export the bundle again or upgrade patchdeploy"
+            )
+        fields_of = document.keys({one.name for one in fields(Manifest)} | {"format", _SELF})
+        fields_of["format"].integer(FORMAT, FORMAT)
+        _check_own_hash(data, document.value)
+        manifest = _parse(fields_of)
+        _check_files(manifest)
+        return manifest
 
 
 def current_version() -> str:
@@ -178,116 +192,144 @@ def _check_own_hash(data: bytes, document: Mapping[str, Any]) -> None:
     found = sha256_hex(_canonical(body))
     if document[_SELF] != found or _canonical(document) != data:
         raise IntegrityError(
-            f"manifest.json has SHA-256 {found} but records {document[_SELF]}; it must be the "
-            "exact bytes that patchdeploy wrote; copy the bundle again"
+            f"manifest.json has SHA-256 {found} but records {document[_SELF]!r:.80}; it must be "
+            "the exact bytes that patchdeploy wrote; copy the bundle again"
         )
 
 
-def _parse(document: Mapping[str, Any]) -> Manifest:
-    expected = {one.name for one in fields(Manifest)} | {"format", _SELF}
-    _check_keys(document, expected, "manifest")
-    manifest = Manifest(
-        patchdeploy=str(document["patchdeploy"]),
-        base_name=str(document["base_name"]),
-        base_sha256=str(document["base_sha256"]),
-        coding=str(document["coding"]),
+def _parse(document: Mapping[str, Field]) -> Manifest:
+    """Every value of its type and in its range; what they say of each other is looked at later."""
+    resolutions = _resolutions(document["resolutions"])
+    layout = read_layout(document["layout"])
+    converters = document["converters"].table(*_CONVERTER_NAME, most=MAX_CONVERTERS, least=1)
+    tasks = document["tasks"].table(TASK_NAME, TASK_RULE, most=MAX_FILES)
+    return Manifest(
+        patchdeploy=document["patchdeploy"].short_text(100),
+        base_name=document["base_name"].short_text(MAX_NAME),
+        base_sha256=document["base_sha256"].text(HEX64, HEX64_RULE),
+        coding=_path(document["coding"]),
         trusted=_trusted(document["trusted"]),
-        source_sha256=str(document["source_sha256"]),
-        preprocessing=Preprocessing.from_json(document["preprocessing"]),
-        resolutions=_resolutions(document["resolutions"]),
-        layout=_entry(PatchLayout, document["layout"], "layout"),
-        converters={
-            name: _entry(ConverterEntry, one, f"converter {name!r}")
-            for name, one in document["converters"].items()
-        },
-        tasks={name: _task(name, one) for name, one in document["tasks"].items()},
+        source_sha256=document["source_sha256"].text(HEX64, HEX64_RULE),
+        preprocessing=_preprocessing(document["preprocessing"]),
+        resolutions=resolutions,
+        layout=layout,
+        converters={name: _converter(one) for name, one in converters.items()},
+        tasks={name: _task(one, layout, resolutions) for name, one in tasks.items()},
         files={
-            path: _entry(FileEntry, one, f"file {path!r}")
-            for path, one in document["files"].items()
+            check_path(path): _file(one)
+            for path, one in document["files"].table(_ANY, "a path", most=MAX_FILES).items()
         },
     )
-    _check_manifest(manifest)
-    return manifest
 
 
-def _trusted(value: str | None) -> TrustedKeys | None:
-    return None if value is None else TrustedKeys.from_bytes(value.encode())
+def _path(value: Field) -> str:
+    return check_path(value.text(_ANY, "a path"))
 
 
-def _entry(kind: type[Any], body: Mapping[str, Any], where: str) -> Any:
-    _check_keys(body, {one.name for one in fields(kind)}, where)
-    return kind(**body)
+def _converter(value: Field) -> ConverterEntry:
+    body = value.keys(("file", "slots"))
+    return ConverterEntry(_path(body["file"]), _path(body["slots"]))
 
 
-def _task(name: str, body: Mapping[str, Any]) -> TaskEntry:
-    entry: TaskEntry = _entry(TaskEntry, body, f"task {name!r}")
-    return replace(
-        entry,
-        classes=tuple(str(label) for label in entry.classes),
-        resolutions=_resolutions(entry.resolutions),
+def _file(value: Field) -> FileEntry:
+    body = value.keys(("sha256", "bytes", "ships"))
+    return FileEntry(
+        body["sha256"].text(HEX64, HEX64_RULE),
+        body["bytes"].integer(0, MAX_FILE_BYTES),
+        body["ships"].flag(),
     )
 
 
-def _resolutions(values: Any) -> tuple[int, ...]:
-    found = tuple(values)
-    if (
-        not found
-        or any(type(px) is not int or px < 1 for px in found)
-        or list(found) != sorted(set(found))
-    ):
-        raise ConfigError(
-            f"manifest lists resolutions {values!r}; they must be positive integers, ascending; "
-            "export the bundle again"
-        )
-    return found
+def _trusted(value: Field) -> TrustedKeys | None:
+    if value.value is None:
+        return None
+    try:
+        return TrustedKeys.from_bytes(value.short_text(MAX_KEYS_BYTES).encode())
+    except PatchKeyError as error:
+        raise FileFormatError(f"{value.name}: {error}") from error
 
 
-def _check_keys(body: Mapping[str, Any], expected: set[str], where: str) -> None:
-    unknown, missing = sorted(set(body) - expected), sorted(expected - set(body))
-    if unknown:
-        raise ConfigError(
-            f"unknown key {unknown[0]!r} in {where}; the keys are {', '.join(sorted(expected))}; "
-            "export the bundle again or upgrade patchdeploy"
-        )
-    if missing:
-        raise FileFormatError(
-            f"{where} has no key {missing[0]!r}; the keys are {', '.join(sorted(expected))}; "
-            "export the bundle again"
-        )
+def _preprocessing(value: Field) -> Preprocessing:
+    value.keys(_PREPROCESSING)
+    try:
+        return Preprocessing.from_json(value.value)
+    except ConfigError as error:
+        raise FileFormatError(f"{value.name}: {error}") from error
 
 
-def _check_manifest(manifest: Manifest) -> None:
-    named = [path for one in manifest.converters.values() for path in (one.file, one.slots)]
-    named.append(manifest.coding)
-    for name, task in manifest.tasks.items():
-        check_classes(name, task.classes, manifest.head_capacity)
-        named += task.paths
-    for path in [*manifest.files, *named]:
-        check_path(path)
+def _task(value: Field, layout: PatchLayout, exported: tuple[int, ...]) -> TaskEntry:
+    body = value.keys(one.name for one in fields(TaskEntry))
+    labels = body["classes"].items(layout.head_capacity, least=2)
+    classes = tuple(label.short_text(MAX_LABEL) for label in labels)
+    if len(set(classes)) < len(classes):
+        body["classes"].refuse("labels of which each comes once")
+    resolutions = _resolutions(body["resolutions"])
+    if not set(resolutions) <= set(exported):
+        body["resolutions"].refuse(f"among the bundle's, {', '.join(map(str, exported))}")
+    metrics = body["metrics"].table(_ANY, "any text", most=MAX_FILES)
+    floats = body["float_files"].table(DECIMAL, "a side in pixels", most=len(resolutions))
+    for px, path in floats.items():
+        if int(px) not in resolutions:
+            path.refuse(f"absent, as the task has no {px} px")
+    return TaskEntry(
+        file=_path(body["file"]),
+        classes=classes,
+        resolutions=resolutions,
+        metrics={key: one.value for key, one in metrics.items()},
+        float_files={px: _path(path) for px, path in floats.items()},
+    )
+
+
+def _resolutions(value: Field) -> tuple[int, ...]:
+    found = [px.integer(1, MAX_RESOLUTION) for px in value.items(MAX_RESOLUTIONS, least=1)]
+    if found != sorted(set(found)):
+        value.refuse("ascending, each once")
+    return tuple(found)
+
+
+def _check_files(manifest: Manifest) -> None:
+    """Each file is recorded, has one use, and ships where an app needs it."""
+    needed = [manifest.coding]
+    needed += [path for one in manifest.converters.values() for path in (one.file, one.slots)]
+    needed += [task.file for task in manifest.tasks.values()]
+    floats = [path for task in manifest.tasks.values() for path in task.float_files.values()]
+    uses = Counter([*needed, *floats])
+    for path, count in uses.items():
         if path not in manifest.files:
             raise FileFormatError(
                 f"the manifest names {path!r} but records no hash of it; every file must be "
                 "under files; export the bundle again"
             )
-    for path, entry in manifest.files.items():
-        sound = type(entry.bytes) is int and entry.bytes >= 0 and type(entry.ships) is bool
-        if not sound or not isinstance(entry.sha256, str) or not _HASH.fullmatch(entry.sha256):
+        if count > 1:
             raise FileFormatError(
-                f"the manifest's entry for {path!r} is {entry}; it must be a SHA-256, a length "
-                "and true or false; export the bundle again"
+                f"the manifest names {path!r} {count} times; a file must have one use; export the "
+                "bundle again"
             )
+    for path in needed:
+        if not manifest.files[path].ships:
+            raise FileFormatError(
+                f"manifest: files.{path} has ships false; an app needs this file, so it must be "
+                "true; export the bundle again"
+            )
+    total = sum(entry.bytes for entry in manifest.files.values())
+    if total > MAX_BUNDLE_BYTES:
+        raise FileFormatError(
+            f"manifest: files has {total} bytes in all; a bundle must have at most "
+            f"{MAX_BUNDLE_BYTES}; export it with fewer tasks or without float files"
+        )
 
 
-def check_path(path: str) -> None:
-    """Check that ``path`` is relative, normal and stays inside the bundle.
+def check_path(path: str) -> str:
+    """``path``, once it is relative, normal, inside the bundle and nothing that a writer hides.
 
     Raises:
-        ConfigError: it is not.
+        FileFormatError: it is not.
     """
-    pure = PurePosixPath(path)
-    outside = pure.is_absolute() or any(part in ("", ".", "..") for part in path.split("/"))
-    if outside or re.fullmatch(r"[A-Za-z0-9._/-]{1,200}", path) is None:
-        raise ConfigError(
-            f"path {path!r} in the manifest; a path must be relative, of letters, digits, dot, "
-            "hyphen and underscore, and stay inside the bundle; do not use this bundle"
+    hidden = any(part.startswith(".") or not part for part in path.split("/"))
+    if hidden or path == MANIFEST or _PATH.fullmatch(path) is None:
+        raise FileFormatError(
+            f"path {path[:200]!r} in the manifest; a path must be relative, of letters, digits, "
+            "dot, hyphen and underscore, no part beginning with a dot, and stay inside the bundle; "
+            "do not use this bundle"
         )
+    return path

@@ -40,9 +40,9 @@ def patched(bundle: Bundle, task: str, format_name: str, resolution: int | None 
     Raises:
         UnknownTaskError, UnknownResolutionError, IntegrityError: see `Bundle`.
     """
-    table = bundle.table(format_name)
+    data, table = bundle.base(format_name)
     values = _chosen(bundle, table, bundle.patch(task), resolution)
-    return bytes(overlay(bundle.base_file(format_name), table, values))
+    return bytes(overlay(data, table, values))
 
 
 def standalone(bundle: Bundle, task: str, format_name: str, resolution: int | None = None) -> bytes:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.bundle.manifest import (
+    MANIFEST,
     ConverterEntry,
     FileEntry,
     Manifest,
@@ -32,7 +31,6 @@ from patchdeploy.bundle.manifest import (
 from patchdeploy.bundle.models import patched, size_report, standalone
 from patchdeploy.bundle.reader import (
     CODING,
-    MANIFEST,
     REFERENCE,
     Bundle,
     open_bundle,
@@ -55,7 +53,17 @@ from patchdeploy.patchfile.pack import GoldenInputs, PackedPatch, Release, pack_
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase, neutral_variant
 from patchdeploy.reference import save_reference
-from patchdeploy.storage import hold_lock, open_lock, sha256_hex, write_atomic
+from patchdeploy.storage import (
+    check_inside,
+    hold_lock,
+    open_lock,
+    read_inside,
+    sha256_hex,
+    unlink_inside,
+    write_atomic,
+    write_inside,
+)
+from patchdeploy.storage_temporary import remove_leftovers, staged_folder, try_folder
 
 __all__ = [
     "Bundle",
@@ -69,6 +77,10 @@ __all__ = [
 ]
 
 _LOCK = ".lock"
+_FOLDERS = ("patches", "float", "reference")
+_OWN_FILE = re.compile(r"(patches|float)/[A-Za-z0-9_-][A-Za-z0-9._-]{0,180}")
+"""A file that adding a task writes."""
+MAX_NOTED_BYTES = 1 << 20
 _LOCK_SECONDS = 600.0
 """A writer of a large base's task lowers and proves it while it holds the bundle."""
 
@@ -99,6 +111,7 @@ def create_bundle(
     """
     path = Path(path)
     chosen = check_request(path, resolutions, formats)
+    place = find_place(path)
     files: dict[str, bytes] = {}
     converters: dict[str, ConverterEntry] = {}
     variants = {px: neutral_variant(base, px) for px in chosen}
@@ -125,7 +138,7 @@ def create_bundle(
         tasks={},
         files={name: _entry(data, ships=name != REFERENCE) for name, data in files.items()},
     )
-    _write_folder(path, {**files, MANIFEST: manifest.to_json()})
+    _write_folder(place, {**files, MANIFEST: manifest.to_json()})
     return Bundle(path, manifest)
 
 
@@ -135,19 +148,62 @@ def check_request(
     """The resolutions sorted, once the place is free and there is something to write.
 
     Raises:
-        ConfigError: no resolution or format, or ``path`` is in use.
+        ConfigError: no resolution or format, or ``path`` is in use or cannot be replaced.
+        StorageError: nothing can be written there.
     """
     if not resolutions or any(px < 1 for px in resolutions) or not formats:
         raise ConfigError(
             f"a bundle at resolutions {list(resolutions)} in formats {list(formats)}; it needs at "
             "least one of each, in positive pixels; name them"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    place = find_place(path)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(
             f"{path} is in use; a bundle is written to a folder that does not exist or is empty; "
             "choose another place or remove it"
         )
+    _check_writable(place)
     return tuple(sorted(set(resolutions)))
+
+
+def _check_writable(place: Path) -> None:
+    """Find out before the work whether a folder can be made beside ``place``.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    folder = next(one for one in place.parents if one.exists())
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write bundle {place}: {error.strerror or error}; it is made in {folder} and "
+            "renamed; free space or choose another place; nothing was written"
+        ) from error
+
+
+def find_place(path: Path) -> Path:
+    """Where a bundle at ``path`` is renamed to: without links, in a folder that it can lie in.
+
+    Raises:
+        ConfigError: links that lead in a circle, a place that is mounted, or the working folder:
+            these cannot be replaced.
+    """
+    try:
+        place = path.resolve()
+    except RuntimeError:
+        place = path
+    if place.is_symlink():
+        raise ConfigError(
+            f"{path} leads in a circle of links; a bundle must get a place of its own; correct "
+            "the path"
+        )
+    if place.is_dir() and (place.is_mount() or place == Path.cwd().resolve()):
+        raise ConfigError(
+            f"{path} is the working folder or a mounted one; a finished bundle takes the place of "
+            "a folder, and this one must stay; name a new folder in it"
+        )
+    return place
 
 
 def _entry(data: bytes, *, ships: bool) -> FileEntry:
@@ -156,25 +212,22 @@ def _entry(data: bytes, *, ships: bool) -> FileEntry:
 
 def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write all files beside ``path`` and rename the folder into place."""
-    with staged_folder(path) as place:
+    with staged_bundle(path) as place:
         place.mkdir()
         for name, data in files.items():
             write_atomic(place / name, data)
 
 
 @contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
+def staged_bundle(path: Path) -> Iterator[Path]:
     """A place beside ``path`` that takes its name at the end, or is gone with all it holds.
 
     Raises:
         StorageError: the disk is full or not writable; nothing was written.
     """
-    staging: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        yield staging / "bundle"
-        (staging / "bundle").replace(path)
+        with staged_folder(path, "bundle") as place:
+            yield place
     except OSError as error:
         cause = error.__cause__ if isinstance(error, StorageError) else error
         reason = getattr(cause, "strerror", None) or error
@@ -182,9 +235,6 @@ def staged_folder(path: Path) -> Iterator[Path]:
             f"cannot write bundle {path}: {reason}; free space or choose another place; nothing "
             "was written"
         ) from cause
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def add_task(
@@ -243,9 +293,8 @@ def add_task(
             tasks={**manifest.tasks, task: entry},
             files={**manifest.files, **added},
         )
-        _commit(path, {name: one for name, (one, _) in new.items()}, manifest)
-        if before is not None:
-            _remove_files(path, set(before.paths) - set(new))
+        old = set() if before is None else set(before.paths) - set(new)
+        _commit(path, {name: one for name, (one, _) in new.items()}, manifest, old)
     return Bundle(path, manifest)
 
 
@@ -325,35 +374,71 @@ def remove_task(path: Path | str, task: str) -> Bundle:
         bundle = open_bundle(path, verify_hashes=False)
         entry = bundle.task(task)
         manifest = without_task(bundle.manifest, task)
-        _commit(path, {}, manifest)
-        _remove_files(path, set(entry.paths))
+        _commit(path, {}, manifest, set(entry.paths))
     return Bundle(path, manifest)
 
 
-def _commit(path: Path, new: Mapping[str, bytes], manifest: Manifest) -> None:
-    """Write new files, then the manifest that names them; on a fault take the new files back.
+def _commit(path: Path, new: Mapping[str, bytes], manifest: Manifest, old: set[str]) -> None:
+    """Write new files, then the manifest that names them, then remove ``old`` ones.
 
-    A fault after the manifest was renamed into place (syncing its folder) leaves the new state.
+    On a fault the new files are taken back. A fault after the manifest was renamed into place
+    (syncing its folder) leaves the new state. The lock file says meanwhile which files may be left
+    over, so that the next writer removes them where this one is killed.
     """
     document = manifest.to_json()
+    Manifest.from_json(document)  # what cannot be read again is not written
+    for name in (*new, *old):
+        check_inside(path, name)
+    _note_files(path, {*new, *old})
     try:
         for name, data in new.items():
-            write_atomic(path / name, data)
-        write_atomic(path / MANIFEST, document)
+            write_inside(path, name, data)
+        write_inside(path, MANIFEST, document)
     except StorageError:
         if read_manifest(path) != document:
-            _remove_files(path, set(new))
+            _note_files(path, _remove_files(path, set(new)))
         raise
+    _note_files(path, _remove_files(path, old))
 
 
-def _remove_files(path: Path, names: set[str]) -> None:
+def _remove_files(path: Path, names: set[str]) -> set[str]:
+    """The ``names`` that could not be removed; the lock file keeps them for the next writer."""
+    kept = set()
     for name in names:
-        (path / name).unlink(missing_ok=True)
+        try:
+            unlink_inside(path, name)
+        except OSError:
+            kept.add(name)
+    return kept
+
+
+def _note_files(path: Path, names: set[str]) -> None:
+    """Have the lock file, which this process holds, name the files that a kill may leave over."""
+    handle = open_lock(path / _LOCK)
+    try:
+        with suppress(OSError):  # what a full disk keeps out of it is left over at worst
+            if os.fstat(handle).st_nlink == 1:  # else its bytes are another file's as well
+                os.ftruncate(handle, 0)
+                os.write(handle, "\n".join(sorted(names)).encode())
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers that were killed have left in a bundle, and beside it."""
+    manifest = Manifest.from_json(read_manifest(path))
+    noted = read_inside(path, _LOCK, MAX_NOTED_BYTES).decode("ascii", "replace").split("\n")
+    for name in noted:
+        if _OWN_FILE.fullmatch(name) and name not in manifest.files:
+            unlink_inside(path, name)
+    own = [path / name for name in _FOLDERS if not (path / name).is_symlink()]
+    for folder in (path, *own, path.resolve().parent):
+        remove_leftovers(folder)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time; see `storage.open_lock`."""
+    """One writer at a time; see `storage.open_lock`. What killed ones have left is gone."""
     read_manifest(path)
     try:
         descriptor = open_lock(path / _LOCK)
@@ -364,6 +449,7 @@ def _locked(path: Path) -> Iterator[None]:
         ) from error
     try:
         hold_lock(descriptor, path, _LOCK_SECONDS)
+        _remove_leftovers(path)
         yield
     finally:
         os.close(descriptor)

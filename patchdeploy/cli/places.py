@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from patchdeploy.bundle.reader import MANIFEST
+from patchdeploy.bundle.manifest import MANIFEST
 from patchdeploy.errors import ConfigError, StorageError
 
 Found = TypeVar("Found")

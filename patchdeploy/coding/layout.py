@@ -10,11 +10,14 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from patchdeploy.documents import Field
 from patchdeploy.errors import ConfigError
 from patchdeploy.graph import tied_values
 from patchdeploy.quantize.model import QuantizedBase
 from patchdeploy.slots import PatchValues
 
+MAX_LENGTH = 2**31 - 1
+"""Of a flat array."""
 MASKED_BIAS = -131072
 """int32 bias of a masked row: with `masked_scale` its output is far below -128."""
 
@@ -57,6 +60,21 @@ class PatchLayout:
                 f"patch layout {self} does not hold together; the head lies inside rows, elements "
                 "and sites; take it from the base with patch_layout"
             )
+
+
+def read_layout(value: Field) -> PatchLayout:
+    """The layout in a document.
+
+    Raises:
+        FileFormatError: naming the field that breaks a rule.
+    """
+    names = [one.name for one in fields(PatchLayout)]
+    body = value.keys(names)
+    lengths = {name: body[name].integer(0, MAX_LENGTH) for name in names}
+    try:
+        return PatchLayout(**lengths)
+    except ConfigError as error:
+        raise value.error(f"{value.name}: {error}") from error
 
 
 def patch_layout(base: QuantizedBase) -> PatchLayout:

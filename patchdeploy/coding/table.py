@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from patchdeploy.coding.layout import PatchLayout
+from patchdeploy.documents import HEX64, HEX64_RULE, Field
 from patchdeploy.errors import ConfigError, FileFormatError
 from patchdeploy.storage import sha256_hex
 
@@ -154,7 +155,8 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
 def _parse(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> CodingTable:
     keys = {"format", "reference_sha256", "layout", "output_index", "conv_fields", "convs"}
     if (
-        document["format"] != FORMAT
+        type(document["format"]) is not int
+        or document["format"] != FORMAT
         or set(document) != keys
         or document["conv_fields"] != _CONV_FIELDS
     ):
@@ -169,7 +171,9 @@ def _parse(document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> C
             "base again"
         )
     table = CodingTable(
-        reference_sha256=str(document["reference_sha256"]),
+        reference_sha256=Field(document["reference_sha256"], "coding table: reference_sha256").text(
+            HEX64, HEX64_RULE
+        ),
         layout=PatchLayout(**document["layout"]),
         output_index=document["output_index"],
         convs=tuple(

@@ -24,6 +24,10 @@ Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LEAST_CROP_FRACTION = 0.1
+"""A smaller centre would be cut out of an image of more than ten times the side."""
+LARGEST_INPUT_PX = 65_535
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises on damaged bytes."""
 
@@ -44,17 +48,23 @@ class Preprocessing:
     crop_fraction: float = 1.0  # of the resized shorter side that the centre crop keeps
 
     def __post_init__(self) -> None:
+        mean, std, fraction = self.mean, self.std, self.crop_fraction
+        sound_std = _are_numbers(std, 3) and min(std) > 0
+        sound_fraction = _are_numbers([fraction], 1) and LEAST_CROP_FRACTION <= fraction <= 1
+        sound_size = type(self.input_size) is int and 0 < self.input_size <= LARGEST_INPUT_PX
         checks = (
-            (len(self.mean) == 3, "mean", self.mean, "three numbers"),
-            (len(self.std) == 3 and min(self.std) > 0, "std", self.std, "three positive numbers"),
-            (self.input_size > 0, "input_size", self.input_size, "a positive number of pixels"),
+            (_are_numbers(mean, 3), "mean", mean, "three finite numbers"),
+            (sound_std, "std", std, "three positive finite numbers"),
+            (sound_size, "input_size", self.input_size, f"pixels, 1 to {LARGEST_INPUT_PX}"),
             (self.channel_order in ("RGB", "BGR"), "channel_order", self.channel_order, "RGB, BGR"),
             (self.resize in ("squash", "crop"), "resize", self.resize, "squash or crop"),
-            (0 < self.crop_fraction <= 1, "crop_fraction", self.crop_fraction, "in (0, 1]"),
+            (sound_fraction, "crop_fraction", fraction, f"in [{LEAST_CROP_FRACTION}, 1]"),
         )
         for good, key, value, rule in checks:
             if not good:
-                raise ConfigError(f"preprocessing {key}={value!r}; it must be {rule}; correct it")
+                raise ConfigError(
+                    f"preprocessing {key}={value!r:.80}; it must be {rule}; correct it"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -66,11 +76,26 @@ class Preprocessing:
         """The inverse of ``to_json``.
 
         Raises:
-            ConfigError: a key that is not a field.
+            ConfigError: a key that is not a field, or a value outside its rule.
         """
         refuse_unknown_keys(values, [one.name for one in fields(cls)], "unknown preprocessing key")
-        triples = {k: tuple(float(v) for v in values[k]) for k in ("mean", "std") if k in values}
+        triples: dict[str, Any] = {
+            key: tuple(float(one) for one in values[key])
+            for key in ("mean", "std")
+            if _are_numbers(values.get(key), 3)  # else refused as it is
+        }
         return cls(**{**values, **triples})
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Whether ``values`` is a list or tuple of ``count`` finite numbers; true is none."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) == count
+        and all(isinstance(one, int | float | np.integer | np.floating) for one in values)
+        and not any(isinstance(one, bool) for one in values)
+        and all(abs(one) <= _LARGEST_FLOAT32 for one in values)  # NaN is not, either
+    )
 
 
 def load_image(path: Path | str) -> Pixels:

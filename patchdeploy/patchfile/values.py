@@ -20,6 +20,7 @@ from patchdeploy.patchfile.golden import Golden
 from patchdeploy.slots import PatchValues
 
 TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+TASK_RULE = "1 to 64 of a-z, 0-9, underscore and hyphen"
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
@@ -52,9 +53,7 @@ def check_classes(task: str, classes: Sequence[str], head_capacity: int) -> None
         ConfigError: a name outside the rule, fewer than 2 labels, or a label twice.
     """
     if TASK_NAME.fullmatch(task) is None:
-        raise ConfigError(
-            f"task name {task!r}; it must be 1 to 64 of a-z, 0-9, underscore and hyphen; rename it"
-        )
+        raise ConfigError(f"task name {task!r}; it must be {TASK_RULE}; rename it")
     if len(classes) > head_capacity:
         raise HeadCapacityError(
             f"task {task!r} has {len(classes)} classes; the exported head has {head_capacity} "

@@ -50,7 +50,7 @@ def open_store(
         )
     format_name = RUNTIME_FORMATS[runtime]
     table = bundle.coding_table
-    bases = {format_name: (bundle.base_file(format_name), bundle.table(format_name))}
+    bases = {format_name: bundle.base(format_name)}
     backend = cache(lambda: make_backend(bundle, runtime, 1, "resident", package))
     policy = replace(
         bundle.policy(),

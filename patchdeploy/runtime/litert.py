@@ -34,7 +34,7 @@ class LiteRTBackend:
     def __init__(self, bundle: Bundle, *, threads: int, package: str | None = None) -> None:
         self._interpreter, self.name, self.version = load_interpreter(package)
         self._threads = threads
-        self._copy = ModelCopy(bundle.base_file("tflite"), bundle.table("tflite"))
+        self._copy = ModelCopy(*bundle.base("tflite"))
         self._copy.restock()
 
     def load(self, values: PatchValues, resolution: int) -> LiteRTResident:

@@ -55,7 +55,7 @@ class OnnxRuntimeBackend:
         self.version = str(self._module.__version__)
         self.kernels = choose_kernels(self._module)
         self._threads = threads
-        base, self._table = bundle.base_file("onnx"), bundle.table("onnx")
+        base, self._table = bundle.base("onnx")
         if self.kernels == UNSIGNED:
             base, self._table = self._make_unsigned(base), unsigned_table(self._table)
         self._copy: ModelCopy | None = None

@@ -12,12 +12,12 @@ core/flatbuffers/schema/ort.fbs, which only ever grows at the end).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+from patchdeploy import flatbuffer
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 
@@ -84,51 +84,16 @@ def find_ort_initializers(data: bytes) -> dict[str, tuple[int, int]]:
     Raises:
         ValueError, struct.error, UnicodeDecodeError: not an .ort file, or truncated.
     """
-    if data[4:8] != IDENTIFIER:
-        raise ValueError(f"bytes 4 to 8 are {data[4:8]!r}; an .ort file has {IDENTIFIER!r} there")
-    position = _follow(data, 0)
+    position = flatbuffer.root(data, IDENTIFIER)
     for field in (SESSION_MODEL, MODEL_GRAPH):
-        position = _required(data, position, field)
+        position = flatbuffer.required(data, position, field)
     places = {}
-    for tensor in _tables(data, _required(data, position, GRAPH_INITIALIZERS)):
-        name, raw = _field(data, tensor, TENSOR_NAME), _field(data, tensor, TENSOR_RAW_DATA)
+    for tensor in flatbuffer.tables(data, flatbuffer.required(data, position, GRAPH_INITIALIZERS)):
+        name, raw = (
+            flatbuffer.field(data, tensor, TENSOR_NAME),
+            flatbuffer.field(data, tensor, TENSOR_RAW_DATA),
+        )
         if name is not None and raw is not None:
-            start, end = _vector(data, name)
-            places[data[start:end].decode()] = _vector(data, raw)
+            start, end = flatbuffer.vector(data, name)
+            places[data[start:end].decode()] = flatbuffer.vector(data, raw)
     return places
-
-
-def _follow(data: bytes, position: int) -> int:
-    """Where the uint32 at ``position`` points, counted from itself."""
-    return position + int(struct.unpack_from("<I", data, position)[0])
-
-
-def _field(data: bytes, table: int, index: int) -> int | None:
-    """What field ``index`` of a table refers to; None where it is left out."""
-    vtable = table - int(struct.unpack_from("<i", data, table)[0])
-    entry = 4 + 2 * index
-    if vtable < 0 or entry >= struct.unpack_from("<H", data, vtable)[0]:
-        return None
-    offset = int(struct.unpack_from("<H", data, vtable + entry)[0])
-    return _follow(data, table + offset) if offset else None
-
-
-def _required(data: bytes, table: int, index: int) -> int:
-    found = _field(data, table, index)
-    if found is None:
-        raise ValueError(f"field {index} of the table at byte {table} is missing")
-    return found
-
-
-def _vector(data: bytes, position: int) -> tuple[int, int]:
-    """First byte and end of a vector of bytes."""
-    end = position + 4 + int(struct.unpack_from("<I", data, position)[0])
-    if end > len(data):
-        raise ValueError(f"a vector ends at byte {end} of {len(data)}")
-    return position + 4, end
-
-
-def _tables(data: bytes, position: int) -> Iterator[int]:
-    """The tables that a vector refers to."""
-    count = int(struct.unpack_from("<I", data, position)[0])
-    return (_follow(data, position + 4 + 4 * k) for k in range(count))

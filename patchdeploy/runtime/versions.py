@@ -138,7 +138,7 @@ def newest_versions(
 
 def _store_version(store: Store, task: str, bundle: Bundle, format_name: str) -> TaskVersion:
     _, checked, patch = store.read(task)
-    base = (bundle.base_file(format_name), bundle.table(format_name))
+    base = bundle.base(format_name)
     check_results(checked, patch, {format_name: base})
     return TaskVersion(
         task=task,

@@ -13,20 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from patchdeploy.bundle import Bundle, open_bundle, patched, standalone
 from patchdeploy.bundle.manifest import FileEntry
 from patchdeploy.bundle.models import shares_one_head
 from patchdeploy.bundle.reader import REFERENCE
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import MissingExtraError, PatchdeployError, SlotTableError
+from patchdeploy.errors import MissingExtraError, PatchdeployError
 from patchdeploy.patchfile import check_patch_file
 from patchdeploy.patchfile.pack import check_results, open_patch
 from patchdeploy.runtime.backend import Backend
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.self_test import run_self_test
-from patchdeploy.slots import SLOT_DTYPES, Slot, SlotTable
+from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 from patchdeploy.verify.images import TaskImages, check_images, images_for_tasks
 
@@ -184,35 +182,15 @@ def _check_file(bundle: Bundle, name: str, entry: FileEntry) -> Check:
 
 
 def _check_table(bundle: Bundle, name: str) -> Check:
-    """The table is bound to the file, and every slot takes what a patch has."""
-    table, layout = bundle.table(name), bundle.manifest.layout
-    data = bundle.base_file(name)
-    if table.base_bytes != len(data):
-        raise SlotTableError(
-            f"the slot table of {name} is for {table.base_bytes} bytes; the base file has "
-            f"{len(data)}; export the bundle again"
-        )
-    lengths = {"weight": layout.elements, "weight_scale": layout.rows, "bias": layout.rows}
-    lengths |= {"bias_scale": layout.rows}
-    for slot in table.slots:
-        length = lengths.get(slot.kind, layout.sites)
-        if not (
-            slot.start >= 0 and slot.start + slot.count <= length and _fits(slot, layout.sites)
-        ):
-            raise SlotTableError(
-                f"slot {slot.site!r} of {name} reads {slot.kind} {slot.start} to "
-                f"{slot.start + slot.count}; a patch has {length}; export the bundle again"
-            )
+    """The table is bound to the file and says of it what is so; every slot takes what a patch has.
+
+    `Bundle.base` looks at all of that.
+    """
+    data, table = bundle.base(name)
     slot_bytes = sum(slot.length_bytes for slot in table.slots)
     numbers = {"slots": len(table.slots), "slot_bytes": slot_bytes, "base_bytes": len(data)}
     detail = f"{len(table.slots)} slots, {slot_bytes} of {len(data)} bytes"
     return Check("slot table", name, True, detail, numbers)
-
-
-def _fits(slot: Slot, sites: int) -> bool:
-    if slot.kind == "weight":
-        return int(np.prod(slot.shape)) == slot.count
-    return slot.x_index < sites and SLOT_DTYPES[slot.dtype].itemsize in (1, 4, 8)
 
 
 def _check_signature(bundle: Bundle, task: str) -> Check:

@@ -13,11 +13,13 @@ from graph_cases import random_images
 from onnx_cases import EXACT_FORMS, in_form
 from PIL import Image
 
-from patchdeploy.bundle import open_bundle, patched
+from patchdeploy import flatbuffer
+from patchdeploy.bundle import patched
 from patchdeploy.data import resize_image
 from patchdeploy.errors import (
     ConfigError,
     DataError,
+    FileFormatError,
     IntegrityError,
     MissingExtraError,
     RuntimeBackendError,
@@ -338,21 +340,31 @@ def test_a_changed_bundle_is_refused_when_opened_and_when_a_patch_is_read(bundle
 def test_a_model_that_a_runtime_refuses_gives_a_typed_error(
     bundle, tmp_path, monkeypatch, runtime, kernels
 ):
-    """Truncated, with every hash made right again: what a broken exporter would write."""
+    """An operator that there is not, every hash right: what a broken exporter would write."""
     monkeypatch.setenv(VARIABLE, kernels)
     path = shutil.copytree(bundle.path, tmp_path / "copy")
     suffix = {"litert": ".tflite", "onnxruntime": ".onnx"}[runtime]
-    opened = open_bundle(path)
-    slots = opened.table(suffix[1:]).slots
-    end = max(slot.offset_bytes + slot.length_bytes for slot in slots)
-    model = bytearray((path / f"base{suffix}").read_bytes())
-    model[:16] = b"\xff" * 16  # the start is in no slot
-    assert min(slot.offset_bytes for slot in slots) >= 16
-    assert end <= len(model)
-    (path / f"base{suffix}").write_bytes(model)
+    model = (path / f"base{suffix}").read_bytes()
+    (path / f"base{suffix}").write_bytes(with_unknown_operator(model, runtime))
     rehash(path, suffix)
     with pytest.raises(RuntimeBackendError, match="refused the model of"):
         Engine.open(path, runtime).swap_to("first", 24)
+    (path / f"base{suffix}").write_bytes(b"\xff" * 16 + model[16:])
+    rehash(path, suffix)
+    with pytest.raises(FileFormatError, match=r"base file of|onnx bytes"):
+        Engine.open(path, runtime)
+
+
+def with_unknown_operator(model, runtime):
+    if runtime == "onnxruntime":
+        return model.replace(b"QLinearConv", b"QLinearConx")
+    codes = flatbuffer.required(model, flatbuffer.root(model, b"TFL3"), 1)
+    changed = bytearray(model)
+    for code in flatbuffer.tables(model, codes):
+        place = flatbuffer.field_place(model, code, 3)  # builtin_code
+        if place is not None:
+            changed[place : place + 4] = (9999).to_bytes(4, "little")
+    return bytes(changed)
 
 
 def rehash(path, suffix):

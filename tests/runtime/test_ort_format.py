@@ -82,5 +82,5 @@ def test_a_cut_or_changed_file_is_never_read_outside_itself(made, data):
 
 
 def test_a_file_without_the_identifier_is_refused():
-    with pytest.raises(ValueError, match=r"bytes 4 to 8 are b'efgh'; an \.ort file has b'ORTM'"):
+    with pytest.raises(ValueError, match=r"bytes 4 to 8 are b'efgh'; the format has b'ORTM'"):
         find_ort_initializers(b"abcdefghijkl")
