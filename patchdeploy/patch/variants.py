@@ -12,7 +12,7 @@ that have none; ``statistics`` mu and sigma alone, with the base's gamma and bet
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from torch import nn
 
 from patchdeploy.base import Base
 from patchdeploy.errors import (
     ConfigError,
+    IrregularFileError,
     NonFiniteError,
     PatchError,
     PatchFileError,
@@ -35,7 +33,10 @@ from patchdeploy.errors import (
     UnknownResolutionError,
 )
 from patchdeploy.errors_keys import refuse_unknown_keys
-from patchdeploy.storage import write_atomic
+from patchdeploy.errors_reason import describe_reason
+from patchdeploy.patch.stored import MOST_BYTES, Tensors, check_hash, read_stored, write_stored
+from patchdeploy.storage import read_regular, write_atomic
+from patchdeploy.storage_kinds import HEAD_BYTES, describe_content
 
 Kind = Literal["scale_bias", "statistics", "depthwise", "head"]
 Statistics = Literal["frozen", "reestimated", "batch"]
@@ -43,10 +44,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 CONFIG_FILE, TENSOR_FILE = "patch_config.json", "patch.safetensors"
-FORMAT = 1
-ALL = "all"
-
-Tensors = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,11 @@ class PatchConfig:
                 raise ConfigError(
                     f"patch {key}={getattr(self, key)!r}; it must be a list of names; write "
                     f"{key}=({getattr(self, key)!r},)"
+                )
+            if not all(isinstance(one, str) for one in getattr(self, key)):
+                raise ConfigError(
+                    f"patch {key}={getattr(self, key)!r:.200}; it must be a list of names; correct "
+                    "it"
                 )
         for kind in self.kinds:
             if kind not in KINDS:
@@ -258,7 +260,7 @@ class Patch:
         """Write ``patch_config.json`` and ``patch.safetensors`` into ``folder``.
 
         Arrays that are equal at every resolution are stored once. The tensor file carries the
-        configuration too, so it is whole on its own at every moment.
+        configuration too, and the hash of it all, so it is whole on its own at every moment.
 
         Raises:
             StorageError: the folder cannot be written; an older patch in it stays whole.
@@ -269,9 +271,7 @@ class Patch:
                 f"patch {self.task!r} has no resolution; a patch to save has at least 1; train one"
             )
         folder = Path(folder)
-        arrays = _pack(self.variants)
         document = {
-            "format": FORMAT,
             "task": self.task,
             "base_sha256": self.base_sha256,
             "config": self.config.to_json(),
@@ -279,9 +279,9 @@ class Patch:
             "resolutions": list(self.resolutions),
             "metrics": dict(self.metrics),
         }
-        data = save(arrays, metadata={"patchdeploy": json.dumps(document, sort_keys=True)})
+        data, described = write_stored(document, self.variants)
         write_atomic(folder / TENSOR_FILE, data)
-        write_atomic(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
+        write_atomic(folder / CONFIG_FILE, json.dumps(described, indent=1).encode())
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Patch:
@@ -289,68 +289,37 @@ class Patch:
         configuration too, and ``patch_config.json`` is its readable copy.
 
         Raises:
-            PatchFileError: missing, truncated, or of another format.
+            PatchFileError: missing, truncated, damaged, or of another format.
             NonFiniteError: NaN or infinity in it.
         """
         path = Path(folder) / TENSOR_FILE
         try:
-            data = path.read_bytes()
-            arrays = load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            document = json.loads(header["__metadata__"]["patchdeploy"])
-            if document["format"] != FORMAT:
-                raise PatchFileError(
-                    f"{path} has format {document['format']!r}; this version reads {FORMAT}; "
-                    "upgrade patchdeploy or train again"
-                )
-            return cls(
+            data = read_regular(path, MOST_BYTES, follow=True)
+            document, variants = read_stored(data)
+            patch = cls(
                 task=document["task"],
                 base_sha256=document["base_sha256"],
                 config=PatchConfig.from_json(document["config"]),
                 classes=tuple(document["classes"]),
-                variants=_unpack(arrays, document["resolutions"]),
+                variants=variants,
                 metrics=document["metrics"],
             )
-        except (
-            OSError,
-            SafetensorError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ) as error:
-            if isinstance(error, PatchFileError | NonFiniteError | ConfigError):
-                raise
+            check_hash(data, document, str(path))
+        except (NonFiniteError, ConfigError):
+            raise
+        except Exception as error:  # safetensors has errors of its own; all mean the same here
             raise PatchFileError(
-                f"patch {path} cannot be read ({type(error).__name__}: {error}); it must be the "
-                "whole file that save_pretrained wrote; copy it again"
+                f"patch {path} cannot be read ({_describe(path, error)}); it must be the whole "
+                "file that save_pretrained wrote; copy it again"
             ) from error
+        return patch
 
 
-def _pack(variants: Mapping[int, Tensors]) -> dict[str, NDArray[np.float32]]:
-    """``all/<name>`` for what every resolution shares, ``<px>/<name>`` for the rest."""
-    first, *others = variants.values()
-    shared = {
-        key
-        for key, value in first.items()
-        if all(key in other and np.array_equal(value, other[key]) for other in others)
-    }
-    arrays = {f"{ALL}/{key}": np.ascontiguousarray(first[key]) for key in shared}
-    for resolution, tensors in variants.items():
-        for key, value in tensors.items():
-            if key not in shared:
-                arrays[f"{resolution}/{key}"] = np.ascontiguousarray(value)
-    return arrays
-
-
-def _unpack(
-    arrays: Mapping[str, NDArray[np.float32]], resolutions: Sequence[int]
-) -> dict[int, Tensors]:
-    variants: dict[int, dict[str, NDArray[np.float32]]] = {int(px): {} for px in resolutions}
-    for key, value in arrays.items():
-        if value.dtype != np.float32:
-            raise ValueError(f"array {key!r} is {value.dtype}, not float32")
-        owner, _, name = key.partition("/")
-        for resolution in list(variants) if owner == ALL else [int(owner)]:
-            variants[resolution][name] = value
-    return dict(variants)
+def _describe(path: Path, error: Exception) -> str:
+    if isinstance(error, IrregularFileError):
+        return str(error).partition("; ")[0]
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    with path.open("rb") as file:  # a regular one: it was read
+        found = describe_content(file.read(HEAD_BYTES))
+    return found[0] if found else describe_reason(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchdeploy.errors import NonFiniteLossError
+from patchdeploy.errors import CheckpointError, NonFiniteLossError
 from patchdeploy.patch.joined import Partners, joined_with
 from patchdeploy.training.accuracy import LOSS_LIMIT, measure
 from patchdeploy.training.checkpoint import (
@@ -166,14 +166,36 @@ class _Run:
         self.position.losses, self.position.images = [0.0] * count, [0.0] * count
 
     def restore(self, path: Path) -> None:
-        """Go on from ``path``."""
+        """Go on from ``path``.
+
+        Raises:
+            CheckpointError: it cannot be read, or does not hold what this run trains.
+        """
         saved = load_checkpoint(path, fingerprint(self.trainee, self.config))
-        put_back(self.trainee.state, saved.state)
-        self.optimizer.load_state_dict(dict(saved.optimizer))
-        if self.average is not None:
-            self.average.load_state_dict(saved.average)
+        try:
+            self._check_saved(saved)
+            put_back(self.trainee.state, saved.state)
+            self.optimizer.load_state_dict(dict(saved.optimizer))
+            if self.average is not None:
+                self.average.load_state_dict(saved.average)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} does not hold what this run trains ({type(error).__name__}); "
+                "it must be the file that this run wrote; remove it to start again"
+            ) from error
         self.best = {key: value.to(self.device) for key, value in saved.best.items()}
         self.position = saved.position
+
+    def _check_saved(self, saved: RunState) -> None:
+        position, count = saved.position, len(self.trainee.sources)
+        for tensors in (saved.state, saved.best):
+            shapes = {key: value.shape for key, value in tensors.items()}
+            if shapes != {key: value.shape for key, value in self.trainee.state.items()}:
+                raise ValueError("other tensors")
+        if {len(position.losses), len(position.images), len(position.best_top1)} != {count} or (
+            position.epoch > self.config.epochs or position.step > self.trainee.steps
+        ):
+            raise ValueError("another position")
 
     def check_agreement(self) -> None:
         """All ranks train the same run from the same step."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,61 @@ def test_a_patch_cut_at_any_length_is_refused(tmp_path: Path) -> None:
     assert_equal(Patch.from_pretrained(tmp_path), a_patch())
 
 
+def test_every_bit_of_a_patch_counts(tmp_path: Path) -> None:
+    """All bits of every fifth byte: a hash over all of it misses none of the others either."""
+    a_patch().save_pretrained(tmp_path)
+    path = tmp_path / TENSOR_FILE
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 5):
+        for bit in range(8):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(PatchdeployError):
+                Patch.from_pretrained(tmp_path)
+
+
+def test_a_patch_without_a_hash_is_read_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    a_patch().save_pretrained(tmp_path)
+    document = json.loads((tmp_path / CONFIG_FILE).read_text()) | {"format": 1}
+    del document["file_sha256"]  # as older versions wrote it
+    arrays = load_file(tmp_path / TENSOR_FILE)
+    save_file(arrays, tmp_path / TENSOR_FILE, {"patchdeploy": json.dumps(document)})
+    assert_equal(Patch.from_pretrained(tmp_path), a_patch())
+    assert caplog.messages == [
+        f"{tmp_path / TENSOR_FILE} is of a version that wrote no hash: whether it is damaged "
+        "cannot be seen; load and save the patch again to give it one"
+    ]
+
+
+def test_a_patch_whose_task_and_metrics_hold_the_words_of_the_hash(tmp_path: Path) -> None:
+    odd = f'x"file_sha256": "{"0" * 64}'
+    metrics = {"file_sha256": "0" * 64, odd: odd}
+    replace(a_patch(), task=odd, metrics=metrics).save_pretrained(tmp_path)
+    found = Patch.from_pretrained(tmp_path)
+    assert (found.task, found.metrics) == (odd, metrics)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"<html>", "an HTML page"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_patch_is_named(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    (tmp_path / TENSOR_FILE).write_bytes(content)
+    with pytest.raises(PatchFileError, match=rf"cannot be read \({what}"):
+        Patch.from_pretrained(tmp_path)
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(where=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_a_changed_byte_gives_a_patch_or_a_typed_error(where: float, value: int) -> None:
@@ -203,6 +259,12 @@ def test_a_changed_byte_gives_a_patch_or_a_typed_error(where: float, value: int)
         ("config", 3),
         ("config", ["kinds"]),
         ("config", {"kind": ["head"]}),
+        ("config", {"include": [5]}),
+        ("metrics", 3),
+        ("task", 3),
+        ("classes", "ab"),
+        ("resolutions", [32, 10**9]),
+        ("more", 1),
         ("classes", None),
         ("resolutions", [32]),
         ("resolutions", None),

@@ -103,6 +103,42 @@ def test_a_checkpoint_of_another_run_or_that_is_none_is_refused(tmp_path: Path) 
     )
 
 
+def test_a_bit_that_changed_anywhere_is_noticed(tmp_path: Path) -> None:
+    """Every bit of 100 bytes spread over the file, and all of its last 120, the hash among them."""
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, "f", make_state())
+    whole = path.read_bytes()
+    places = [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 120, len(whole))]
+    for place in places:
+        for bit in range(8):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(CheckpointError, match="cannot be read"):
+                load_checkpoint(path, "f")
+
+
+def test_a_checkpoint_that_has_no_hash_yet_is_read_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, "f", make_state())
+    torch.save(torch.load(path, weights_only=True), path)  # as older versions wrote it
+    assert load_checkpoint(path, "f").position == make_state().position
+    assert caplog.messages == [
+        f"{path} is of a version that wrote no hash: whether it is damaged cannot be seen"
+    ]
+
+
+@pytest.mark.parametrize("key", ["epoch", "losses", "best_mean", "best_top1", "step"])
+def test_a_position_of_other_types_is_refused(tmp_path: Path, key: str) -> None:
+    run = make_state()
+    setattr(run.position, key, "7")
+    save_checkpoint(tmp_path / "run.pt", "f", run)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(ValueError\)"):
+        load_checkpoint(tmp_path / "run.pt", "f")
+
+
 def test_a_disk_that_fills_while_saving_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     """The limit on a file's size stands for a full disk: the write fails in the middle."""
     path, old = tmp_path / "run.pt", make_state()
