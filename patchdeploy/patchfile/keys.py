@@ -214,10 +214,23 @@ class TrustedKeys:
             )
         return self.keys.index(public)
 
+    def to_document(self) -> dict[str, object]:
+        """The list as plain JSON values."""
+        keys = [None if key is None else key.hex() for key in self.keys]
+        return {"format": FORMAT, "keys": keys, "threshold": self.threshold}
+
     def to_bytes(self) -> bytes:
         """Canonical JSON, what readers ship with."""
-        keys = [None if key is None else key.hex() for key in self.keys]
-        return encode_canonical({"format": FORMAT, "keys": keys, "threshold": self.threshold})
+        return encode_canonical(self.to_document())
+
+    @classmethod
+    def from_document(cls, document: object) -> TrustedKeys:
+        """The inverse of `to_document`.
+
+        Raises:
+            PatchKeyError: other values, or keys that `TrustedKeys` refuses.
+        """
+        return cls(*_parse_trusted(document))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TrustedKeys:
@@ -235,7 +248,7 @@ class TrustedKeys:
                 f"list of trusted keys does not parse: it has {error.got}; it must be "
                 f"{error.expected}; take the file that patchdeploy keys wrote"
             ) from error
-        return cls(*_parse_trusted(document))
+        return cls.from_document(document)
 
     def save(self, path: Path | str) -> None:
         """Write the file, whole or not at all; it holds no secret.

@@ -1,7 +1,8 @@
 """A folder of signed patches, of which one a task is active: old or new after any fault.
 
-`patch_store` has the rules; `files` every operation on the disk, `folder` names and the lock,
-`state` and `records` the file STATE, `recovery` what follows when it is damaged.
+`patch_store` has the operations and `rules` what may become active; `files` every operation on the
+disk, `folder` names and the lock, `state` and `records` the file STATE, `recovery` what follows
+when it is damaged.
 """
 
 from patchdeploy.store.patch_store import (

@@ -1,10 +1,11 @@
 """The folder of a patch store: its names, what lies under them, and how STATE is replaced.
 
 In: a path and the `Files` that reach it. Out: bytes compared with their names, the state as STATE
-has it, and a commit that leaves the old state or the new one.
+or its copy has it, and a commit that leaves the old state or the new one.
 
-    <folder>/lock          held by flock while anything is written; readers need no lock
-    <folder>/STATE         what is active, what was, and the floors; replaced in one step
+    <folder>/lock          held by flock while anything is written; readers cannot open it
+    <folder>/STATE         what is active, what was, floors and keys; replaced in one step
+    <folder>/STATE.copy    the same bytes: what counts where STATE is lost or damaged
     <folder>/<sha256>.pdp  patch files, named by their own hash, never written into
     <folder>/<hex>.tmp     a file that is being written; after a crash, clean_up removes it
 """
@@ -27,9 +28,12 @@ from patchdeploy.store.state import MAX_STATE_BYTES, StoreState
 LOGGER = logging.getLogger("patchdeploy.store")
 LOCK = "lock"
 STATE = "STATE"
+COPY = "STATE.copy"
 PATCH_SUFFIX = ".pdp"
 MISSING = "missing"
 """What `StoreFolder.look` says where there is no STATE."""
+_RECORDS = (COPY, STATE)
+"""In the order in which they are written: a reader of STATE never sees what may be taken back."""
 
 _PATCH_NAME = re.compile(rf"([0-9a-f]{{64}})\{PATCH_SUFFIX}")
 _TEMPORARY_NAME = re.compile(rf"[0-9a-f]{{16}}\{TEMPORARY_SUFFIX}")
@@ -38,6 +42,19 @@ _TEMPORARY_NAME = re.compile(rf"[0-9a-f]{{16}}\{TEMPORARY_SUFFIX}")
 def patch_name(sha256: str) -> str:
     """The name of the patch file with this hash (64 hexadecimal digits)."""
     return f"{sha256}{PATCH_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a folder says of its state.
+
+    Attributes:
+        state: of STATE or, where that is lost or damaged, of its copy; None: both are.
+        problem: what is wrong with STATE; None: nothing.
+    """
+
+    state: StoreState | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +96,26 @@ class StoreFolder:
         except FileNotFoundError:
             return False
         return any(
-            name == STATE or _PATCH_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name)
+            name in _RECORDS or _PATCH_NAME.fullmatch(name) or _TEMPORARY_NAME.fullmatch(name)
             for name in names
         )
 
-    def look(self) -> StoreState | str:
-        """STATE, or what is wrong with it."""
+    def look(self) -> Seen:
+        """The state as STATE has it, or its copy."""
+        state = self._read_state(STATE)
+        if isinstance(state, StoreState):
+            return Seen(state)
+        copy = self._read_state(COPY)
+        return Seen(copy if isinstance(copy, StoreState) else None, state)
+
+    def has_copy_of(self, state: StoreState) -> bool:
+        """Whether the copy of STATE is there and holds ``state``."""
+        return self._read_state(COPY) == state
+
+    def _read_state(self, name: str) -> StoreState | str:
+        """A state, or what is wrong with its file."""
         try:
-            return StoreState.from_bytes(self.files.read(self.path / STATE, MAX_STATE_BYTES))
+            return StoreState.from_bytes(self.files.read(self.path / name, MAX_STATE_BYTES))
         except FileNotFoundError:
             return MISSING
         except (IntegrityError, FileFormatError) as error:
@@ -160,27 +189,33 @@ class StoreFolder:
         self.files.sync_folder(self.path.parent)
 
     def commit(self, state: StoreState, before: StoreState | None) -> None:
-        """Replace STATE. The patch files that it names must be on the disk already.
+        """Replace STATE and its copy. The patch files that they name must be on the disk already.
 
         Args:
-            before: what is put back where the new STATE is visible and only its last sync fails.
+            before: what is put back where a part of this is visible and the rest fails.
 
         Raises:
             OSError: ``before`` is in force.
             StorageError: it could not be put back: the disk fails for good.
         """
-        publish(self.files, self.path, STATE, state.to_bytes())
+        data, written = state.to_bytes(), list[str]()
         try:
+            for name in _RECORDS:
+                publish(self.files, self.path, name, data)
+                written.append(name)
             self.sync()
         except OSError as error:
-            if before is not None:
-                self._put_back(before, error)
+            if before is not None and written:
+                self._put_back(before, written, error)
             raise
 
-    def _put_back(self, before: StoreState, cause: OSError) -> None:
+    def _put_back(self, before: StoreState, written: list[str], cause: OSError) -> None:
         try:
-            publish(self.files, self.path, STATE, before.to_bytes())
+            for name in reversed(written):
+                publish(self.files, self.path, name, before.to_bytes())
         except OSError as error:
+            if STATE not in written:
+                return  # readers see ``before``; the next writer sees to the copy
             raise StorageError(
                 f"cannot write STATE of store {self.path}: {cause.strerror or cause}, and then "
                 f"{error.strerror or error}; the disk must keep what it is given; replace it; the "

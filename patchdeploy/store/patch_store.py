@@ -8,16 +8,20 @@ The rules:
   ever active; or when it is that highest one itself, which a revert has put aside. The floor rises
   with the activation, in the same write of STATE, after the self-test. A patch that is older than
   the one which ships with the app is not activated either.
+- A floor counts while the keys that signed its patch do. Revoking a key takes back what it did:
+  its patches are not read, not reverted to, and hold no other back.
+- A key that any list has revoked which a writer of this store ever had stays revoked: STATE keeps
+  the newest list, and every check is made with it.
 - Expiry is looked at by `Store.install` alone. An active patch goes on after it expires, and what
   was installed in time can be activated later. The clock is the machine's: while it is set back, a
   patch that has expired meanwhile is taken, and the floor is what still holds.
 - A failed write or sync is not tried again. The operation ends with a StorageError (what
   docs/patch-format.md calls check 10, "commit") and the state before it stays.
-- The patch that ships with the app is put into the store when the first one of its task becomes
-  active: a revert goes back to it.
-- Where STATE is missing or damaged, it is rebuilt from the patch files that pass every check
-  (`store.recovery`). A revert is forgotten by that, and so is a floor whose patch is gone. It is
-  logged and returned, never silent.
+- A revert goes back to the patch that was active before, if that may still be used; else to the
+  one before it, else to the one that ships with the app, which is put into the store for that.
+- Where STATE is missing or damaged its copy counts. Where that is, too, nothing says what was
+  active: no patch is, so what ships with the app runs, and none becomes active that is lower than
+  those in the folder (`store.recovery`). It is logged and returned, never silent.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from patchdeploy.errors import (
     UnknownTaskError,
 )
 from patchdeploy.patchfile import CheckedPatch, Policy
+from patchdeploy.patchfile.key_lists import join_lists
 from patchdeploy.patchfile.values import TASK_NAME
 from patchdeploy.store.files import DiskFiles, Files
 from patchdeploy.store.folder import StoreFolder, patch_name
@@ -51,7 +56,8 @@ from patchdeploy.store.records import (
     Status,
     StoredPatch,
 )
-from patchdeploy.store.recovery import FoundState, find_state
+from patchdeploy.store.recovery import FoundState, find_state, keep_floors
+from patchdeploy.store.rules import check_sequence, find_use, floor_of, is_settled
 from patchdeploy.store.state import HEX64, StoreState
 
 __all__ = ["Entry", "Hooks", "Installed", "Recovery", "Shipped", "Status", "Store", "StoredPatch"]
@@ -99,14 +105,15 @@ class Store:
             StorageError: the disk failed; the state before it stays.
         """
         data = bytes(data)
-        checked = self._check(data)
         with self._writing("install a patch", makes=True) as found:
-            is_settled = _is_settled(found.state, checked, activate)
-            if is_settled and self._place.is_whole(checked.sha256):
+            checked = self._check(data, found.state)
+            settled = is_settled(found.state, checked, activate)
+            if settled and self._place.is_whole(checked.sha256):
                 return _installed(checked, found, changed=False)
             self._check_sequence(found.state, checked, activate)
-            if not is_settled:
-                self.hooks.check(data, replace(self.policy, floor=0, now=self.clock()))
+            if not settled:
+                policy = self._policy(found.state)
+                self.hooks.check(data, replace(policy, floor=0, now=self.clock()))
             return self._admit(found, data, checked, activate)
 
     def activate(self, sha256: str) -> Installed:
@@ -127,8 +134,8 @@ class Store:
                     f"store {self.folder} holds no patch {sha256}; a patch must be installed "
                     "before it is activated; install it, or list the store and choose one"
                 ) from error
-            checked = self._check(data)
-            if _is_settled(found.state, checked, activate=True):
+            checked = self._check(data, found.state)
+            if is_settled(found.state, checked, activate=True):
                 return _installed(checked, found, changed=False)
             self._check_sequence(found.state, checked, activate=True)
             return self._admit(found, data, checked, activate=True)
@@ -157,7 +164,7 @@ class Store:
                 data = self._place.read_patch(sha256)
             except FileNotFoundError as error:
                 raise self._gone(task, sha256) from error
-            checked = self._check_task(data, task)
+            checked = self._check_task(data, task, found.state)
             self._test(checked)
             self._place.commit(found.state.reverted(task), found.state)
             return _installed(checked, found, changed=True)
@@ -182,8 +189,8 @@ class Store:
             StorageError: the disk failed.
         """
         with self._place.disk("read a patch"):
-            data = self._read_active(task)
-        checked = self._check_task(data, task)
+            data, state = self._read_active(task)
+        checked = self._check_task(data, task, state)
         return StoredPatch(data, checked, self.hooks.decode(checked))
 
     def list(self) -> tuple[Entry, ...]:
@@ -202,8 +209,9 @@ class Store:
     def clean_up(self) -> tuple[str, ...]:
         """Remove what a crash left and every patch that is neither active nor previous.
 
-        Where STATE had to be rebuilt first, patches stay: only temporary files go. A folder with
-        such a name stays, too, and a warning is logged.
+        Where STATE was lost or damaged, patches stay: only temporary files go. Of a task that lost
+        what it had active the highest stays. A folder with such a name stays, too, and a warning
+        is logged.
 
         Returns:
             The names that were removed, sorted.
@@ -215,11 +223,11 @@ class Store:
         with self._writing("clean up") as found:
             useless = self._place.temporaries()
             if found.recovery is None:
-                useless += map(patch_name, self._place.patches() - found.state.named)
+                useless += map(patch_name, self._place.patches() - found.state.kept)
             return tuple(self._place.remove(sorted(useless)))
 
     def recover(self) -> Recovery | None:
-        """Rebuild STATE where it is missing or damaged, as every write does first.
+        """Write STATE anew where it is missing or damaged, as every write does first.
 
         A folder that is no store becomes an empty one.
 
@@ -241,16 +249,88 @@ class Store:
         with self._place.disk("look at the store"):
             return self._place.look(), self._place.patches()
 
+    def effective_policy(self) -> Policy:
+        """What a patch must meet now: ``policy``, less the keys that the store knows as revoked.
+
+        Raises:
+            PatchKeyError: the policy's list and the store's do not go together.
+            StorageError: the disk failed.
+        """
+        with self._place.disk("read the list of trusted keys"):
+            return self._policy(self._find().state)
+
+    def reset_floor(self, task: str) -> int:
+        """Lower the floor of ``task`` to the patch that is active; the new floor.
+
+        For an operator alone: from then on every patch above that number is taken again, also an
+        old one that held mistakes, whoever sends it. With no active patch the task has no floor
+        left, and 0 is returned.
+
+        Raises:
+            ConfigError: ``task`` is not a task name.
+            UnknownTaskError: the store has no floor of this task.
+            PatchError: there is no store.
+            PatchRefusedError, IntegrityError: the active patch failed a check; nothing changed.
+            StorageError: the disk failed; the state before it stays.
+        """
+        with self._writing("reset a floor") as found:
+            _check_task_name(task)
+            state = found.state
+            if task not in state.floors:
+                raise UnknownTaskError(
+                    f"no floor for task {task!r} in store {self.folder}; it has "
+                    f"{', '.join(sorted(state.floors)) or 'none'}; choose one of them"
+                )
+            floors = {name: one for name, one in state.floors.items() if name != task}
+            sequence = 0
+            if task in state.active:
+                sha256 = state.active[task]
+                try:
+                    checked = self._check_task(self._place.read_patch(sha256), task, state)
+                except FileNotFoundError as error:
+                    raise self._gone(task, sha256) from error
+                floors[task] = (floor_of(checked),)
+                sequence = checked.header.sequence
+            LOGGER.warning(
+                "FLOOR RESET: task %s of store %s takes every patch above %d again, whoever sends "
+                "it; it was %s",
+                task,
+                self.folder,
+                sequence,
+                state.floors[task],
+            )
+            self._place.commit(replace(state, floors=floors), state)
+            return sequence
+
+    def reset_keys(self) -> None:
+        """Forget the list of trusted keys that the store has seen; the policy's counts alone.
+
+        For an operator alone: a key that only the store's list had revoked counts again where the
+        policy's list has it.
+
+        Raises:
+            PatchError: there is no store.
+            StorageError: the disk failed; the state before it stays.
+        """
+        with self._writing("reset the keys", forgets_keys=True) as found:
+            LOGGER.warning(
+                "KEYS RESET: store %s takes what %s says", self.folder, found.state.trusted
+            )
+
     @property
     def _place(self) -> StoreFolder:
         return StoreFolder(Path(self.folder), self.files)
 
     @contextmanager
-    def _writing(self, action: str, makes: bool = False) -> Iterator[FoundState]:
-        """The lock, and the state; STATE is there and whole before the block begins.
+    def _writing(
+        self, action: str, makes: bool = False, forgets_keys: bool = False
+    ) -> Iterator[FoundState]:
+        """The lock, and the state; STATE and its copy are whole before the block begins, and have
+        the list of trusted keys that counts.
 
         Args:
             makes: make a store where there is none; else that is a PatchError.
+            forgets_keys: the list of the policy takes the place of the one in STATE.
 
         What is visible may come from a process that was killed before it synced the folder: that
         is done first, so that nothing is built on a name that a power loss can take back.
@@ -261,11 +341,17 @@ class Store:
         with place.disk(action), place.locked():
             place.sync()
             found = self._find()
+            state = found.state
+            keys = self.policy.trusted if forgets_keys else self._policy(state).trusted
             if found.is_fresh:
                 place.sync_parent()
-            if found.is_fresh or found.recovery is not None:
-                place.commit(found.state, None)
-            yield found
+            if found.is_lost:
+                found = keep_floors(found, place, lambda data: self._check(data, state))
+            new = replace(found, state=replace(found.state, trusted=keys))
+            is_whole = found.recovery is None and not found.is_fresh
+            if new.state != state or not is_whole or not place.has_copy_of(state):
+                place.commit(new.state, state if is_whole else None)
+            yield new
 
     def _demand_store(self, action: str) -> None:
         with self._place.disk(action):
@@ -276,20 +362,19 @@ class Store:
                 )
 
     def _find(self) -> FoundState:
-        return find_state(self._place, self._prove)
+        return find_state(self._place)
 
-    def _prove(self, data: bytes) -> CheckedPatch:
-        checked = self._check(data)
-        self._test(checked)
-        return checked
+    def _policy(self, state: StoreState) -> Policy:
+        """The store's policy with the newest keys of it and ``state``."""
+        return replace(self.policy, trusted=join_lists(state.trusted, self.policy.trusted))
 
-    def _check(self, data: bytes) -> CheckedPatch:
+    def _check(self, data: bytes, state: StoreState) -> CheckedPatch:
         """Checks 1 to 5; what is asked of sequence and expiry depends on the operation."""
-        return self.hooks.check(data, replace(self.policy, floor=0, now=None))
+        return self.hooks.check(data, replace(self._policy(state), floor=0, now=None))
 
-    def _check_task(self, data: bytes, task: str) -> CheckedPatch:
+    def _check_task(self, data: bytes, task: str, state: StoreState) -> CheckedPatch:
         """`_check`, and that it is a patch of the task that STATE names it for."""
-        checked = self._check(data)
+        checked = self._check(data, state)
         if checked.header.task != task:
             raise IntegrityError(
                 f"STATE names patch {checked.sha256} for task {task!r}; it is one of task "
@@ -302,78 +387,76 @@ class Store:
         self.hooks.self_test(checked, self.hooks.decode(checked))
 
     def _check_sequence(self, state: StoreState, checked: CheckedPatch, activate: bool) -> None:
-        """Check 6 of a store: above the floor, or a file that STATE names and that does not fall;
-        and no older than what ships.
+        """Check 6 of a store, of a file that STATE does not name for this already.
 
         Raises:
             PatchRefusedError: code "sequence".
         """
-        task, sequence = checked.header.task, checked.header.sequence
-        if _is_settled(state, checked, activate):
-            return
-        floor = state.floors.get(task, 0)
-        shipped = self.shipped[task].sequence if task in self.shipped else 0
-        is_highest = sequence == floor and checked.sha256 in state.named
-        if sequence <= floor and not is_highest:
-            expected = f"above {floor}, the highest that task {task!r} ever had active"
-        elif sequence < shipped:
-            expected = f"{shipped} or more, that of the patch which ships with the app"
-        else:
-            return
-        raise PatchRefusedError(
-            "sequence",
-            "sequence",
-            expected,
-            str(sequence),
-            "fetch a newer patch; the one before the active one comes back with revert",
-        )
+        if not is_settled(state, checked, activate):
+            shipped = self.shipped.get(checked.header.task)
+            check_sequence(state, self._policy(state), shipped, checked)
 
     def _admit(
         self, found: FoundState, data: bytes, checked: CheckedPatch, activate: bool
     ) -> Installed:
         """Checks 7 to 9, then the file, then STATE."""
         self._test(checked)
-        header, sha256, state = checked.header, checked.sha256, found.state
+        sha256, state = checked.sha256, found.state
         if activate:
-            state = self._with_shipped(state, checked)
-            state = state.activated(header.task, sha256, header.sequence)
+            back_to = self._find_back(state, checked)
+            state = state.activated(checked.header.task, floor_of(checked), back_to)
         if sha256 not in found.state.named or not self._place.is_whole(sha256):
             self._place.put_patch(sha256, data)
         if state is not found.state:
             self._place.commit(state, found.state)
         return _installed(checked, found, changed=True)
 
-    def _with_shipped(self, state: StoreState, checked: CheckedPatch) -> StoreState:
-        """``state`` with what ships with the app active, and in the folder, where ``checked`` is
-        the first patch of its task to become active."""
+    def _find_back(self, state: StoreState, checked: CheckedPatch) -> str | None:
+        """What a revert is to go back to once ``checked`` is active: the patch that is active now
+        or was before and may be used, else what ships with the app; that is put into the folder."""
         task = checked.header.task
-        if task in state.active or task not in self.shipped:
-            return state
+        for sha256 in (state.active.get(task), state.previous.get(task)):
+            if sha256 not in (None, checked.sha256) and self._is_usable(sha256, task, state):
+                return sha256
+        return self._put_shipped(state, checked)
+
+    def _is_usable(self, sha256: str, task: str, state: StoreState) -> bool:
+        try:
+            self._check_task(self._place.read_patch(sha256), task, state)
+        except (FileNotFoundError, IntegrityError, PatchRefusedError):
+            return False
+        return True
+
+    def _put_shipped(self, state: StoreState, checked: CheckedPatch) -> str | None:
+        """What ships with the app for the task of ``checked``, in the folder."""
+        task = checked.header.task
+        if task not in self.shipped:
+            return None
         try:
             data = self.shipped[task].read()
-            shipped = self._check_task(data, task)
+            shipped = self._check_task(data, task, state)
         except PatchdeployError as error:
             LOGGER.warning("task %s: a revert cannot go back to what ships: %s", task, error)
-            return state
+            return None
         if shipped.sha256 == checked.sha256:
-            return state
+            return None
         self._place.put_patch(shipped.sha256, data)
-        return state.activated(task, shipped.sha256, shipped.header.sequence)
+        return shipped.sha256
 
-    def _read_active(self, task: str) -> bytes:
+    def _read_active(self, task: str) -> tuple[bytes, StoreState]:
         """A patch that is replaced and cleaned up while it is looked for is looked for again."""
-        sha256 = self._active(self._find().state, task)
+        state = self._find().state
         while True:
+            sha256 = self._active(state, task)
             try:
-                return self._place.read_patch(sha256)
+                return self._place.read_patch(sha256), state
             except FileNotFoundError as error:
-                now = self._active(self._find().state, task)
-                if now == sha256:
+                state = self._find().state
+                if self._active(state, task) == sha256:
                     raise self._gone(task, sha256) from error
-                sha256 = now
 
     def _active(self, state: StoreState, task: str) -> str:
-        _check_name(task, TASK_NAME, "1 to 64 of a-z, 0-9, underscore and hyphen", "task")
+        _check_task_name(task)
         if task not in state.active:
             raise UnknownTaskError(
                 f"no active patch for task {task!r} in store {self.folder}; it has "
@@ -388,16 +471,19 @@ class Store:
         )
 
     def _entry(self, sha256: str, state: StoreState) -> Entry:
-        status, task = _use(sha256, state)
+        status, task = find_use(sha256, state)
         file_bytes = None
         try:
             data = self._place.read_patch(sha256)
             file_bytes = len(data)
-            header = (self._check(data) if task is None else self._check_task(data, task)).header
+            checked = (
+                self._check(data, state) if task is None else self._check_task(data, task, state)
+            )
         except FileNotFoundError:
             return Entry(sha256, status, task, None, None, None, "the file is gone")
         except (IntegrityError, PatchRefusedError) as error:
             return Entry(sha256, status, task, None, None, file_bytes, str(error))
+        header = checked.header
         return Entry(sha256, status, header.task, header.sequence, header.expires, file_bytes, None)
 
 
@@ -409,23 +495,10 @@ def _check_name(value: str, pattern: re.Pattern[str], rule: str, what: str) -> N
         )
 
 
-def _is_settled(state: StoreState, checked: CheckedPatch, activate: bool) -> bool:
-    """Whether STATE names this very file for what is asked."""
-    task = checked.header.task
-    is_active = state.active.get(task) == checked.sha256
-    return is_active or (not activate and state.previous.get(task) == checked.sha256)
+def _check_task_name(task: str) -> None:
+    _check_name(task, TASK_NAME, "1 to 64 of a-z, 0-9, underscore and hyphen", "task")
 
 
 def _installed(checked: CheckedPatch, found: FoundState, changed: bool) -> Installed:
     header = checked.header
     return Installed(checked.sha256, header.task, header.sequence, changed, found.recovery)
-
-
-def _use(sha256: str, state: StoreState) -> tuple[Status, str | None]:
-    """What STATE says about a file: its use and its task."""
-    for task, active in state.active.items():
-        if sha256 == active:
-            return "active", task
-        if sha256 == state.previous.get(task):
-            return "previous", task
-    return "installed", None

@@ -37,12 +37,14 @@ class Shipped:
     """The patch of a task that comes with the app, outside the store.
 
     Attributes:
-        sequence: a floor: what is older is not activated.
+        sequence: a floor, unless its signers were revoked: what is older is not activated.
         read: the bytes of its file, checked as any other's before they are used.
+        signers: indices of the keys that signed it; nobody: it is of a development bundle.
     """
 
     sequence: int
     read: Callable[[], bytes]
+    signers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Recovery:
 
     Attributes:
         reason: what was wrong with STATE.
-        active: SHA-256 of the patch that each task runs now.
-        refused: for each patch file that was left out, why.
+        active: SHA-256 of the patch that each task runs now, as the copy of STATE says; empty
+            where that was lost, too: then what ships with the app runs.
+        refused: for each patch file that gives no floor in the place of the lost ones, why.
     """
 
     reason: str

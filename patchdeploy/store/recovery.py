@@ -1,43 +1,24 @@
-"""The state of a store whose STATE is missing or damaged, from its signed patch files.
+"""The state of a store, also where STATE is lost or damaged.
 
-In: the folder and a function that runs every check of one patch. Out: the state that follows from
-the patches that pass, and a `Recovery` that says so. The highest sequence number of a task becomes
-active, the next lower one previous, and the active one's number the floor. Nothing is written.
+In: the folder. Out: the state that STATE or its copy says, and a `Recovery` where it does not come
+from STATE. Without either record nothing says which patch a task ran, whether it was reverted or
+replaced: then none is active, so what ships with the app runs, and no patch lower than those that
+lie in the folder becomes active. Nothing is written.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from patchdeploy.errors import (
-    ConfigError,
-    IntegrityError,
-    MissingExtraError,
-    PatchdeployError,
-    RuntimeBackendError,
-    StorageError,
-)
+from patchdeploy.errors import IntegrityError, PatchRefusedError
 from patchdeploy.patchfile import CheckedPatch
-from patchdeploy.store.folder import MISSING, StoreFolder, patch_name
+from patchdeploy.store.folder import MISSING, Seen, StoreFolder, patch_name
 from patchdeploy.store.records import Recovery
-from patchdeploy.store.state import StoreState
+from patchdeploy.store.state import MAX_TASKS, Floor, StoreState, raise_floor
 
 LOGGER = logging.getLogger("patchdeploy.store")
-
-Prove = Callable[[bytes], CheckedPatch]
-"""Every check of a patch file but sequence and expiry, or a `PatchRefusedError`."""
-
-OF_THIS_MACHINE = (
-    StorageError,
-    RuntimeBackendError,
-    MissingExtraError,
-    ConfigError,
-    IntegrityError,
-)
-"""Errors of `Prove` that say nothing about the patch: the disk, the runtime and how it was asked
-for, the bundle's own files. A state that was rebuilt after one of them would lack good patches."""
 
 
 @dataclass(frozen=True)
@@ -47,64 +28,63 @@ class FoundState:
     Attributes:
         state: what is active.
         recovery: set where it does not come from STATE.
-        is_fresh: neither a STATE nor a patch is there.
+        is_fresh: neither a record nor a patch is there.
+        is_lost: STATE and its copy are gone, and patches are there.
     """
 
     state: StoreState
     recovery: Recovery | None = None
     is_fresh: bool = False
+    is_lost: bool = False
 
 
-def find_state(folder: StoreFolder, prove: Prove) -> FoundState:
-    """What STATE says or, without it, what the patches say, with a logged warning.
+def find_state(folder: StoreFolder) -> FoundState:
+    """What STATE says, or its copy with a logged warning; no patch file is read.
 
     Raises:
-        OSError: the disk failed, which says nothing about STATE or a patch.
-        PatchdeployError: one of `OF_THIS_MACHINE`, while a patch was proved.
+        OSError: the disk failed, which says nothing about STATE.
     """
     while True:
         seen = folder.look()
-        if isinstance(seen, StoreState):
-            return FoundState(seen)
-        found = _rebuild(folder, prove, seen)
-        if folder.look() == seen:  # else a writer was at it meanwhile
-            if found.recovery is not None:
-                LOGGER.warning("STATE of store %s was rebuilt: %s", folder.path, found.recovery)
-            return found
+        if seen.state is not None and seen.problem is None:
+            return FoundState(seen.state)
+        state = seen.state or StoreState()
+        is_fresh = seen == Seen(None, MISSING) and not folder.patches()
+        if folder.look() != seen:  # a writer was at it meanwhile
+            continue
+        if is_fresh:
+            return FoundState(state, is_fresh=True)
+        recovery = Recovery(seen.problem or "", state.active, {})
+        LOGGER.warning("STATE of store %s is lost or damaged: %s", folder.path, recovery)
+        return FoundState(state, recovery, is_lost=seen.state is None)
 
 
-def _rebuild(folder: StoreFolder, prove: Prove, reason: str) -> FoundState:
-    passed: dict[str, list[tuple[int, str]]] = {}
+def keep_floors(
+    found: FoundState, folder: StoreFolder, check: Callable[[bytes], CheckedPatch]
+) -> FoundState:
+    """``found``, a lost state, with the floors that the patches in the folder give.
+
+    Args:
+        check: checks 1 to 5 of a patch file.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    floors: dict[str, tuple[Floor, ...]] = {}
     refused: dict[str, str] = {}
-    patches = folder.patches()
-    for sha256 in sorted(patches):
+    for sha256 in sorted(folder.patches()):
         try:
-            data = folder.read_patch(sha256)
+            checked = check(folder.read_patch(sha256))
         except FileNotFoundError:
-            continue  # a clean-up took it
-        except IntegrityError as error:
+            continue
+        except (IntegrityError, PatchRefusedError) as error:
             refused[patch_name(sha256)] = str(error)
             continue
-        try:
-            header = prove(data).header
-        except OF_THIS_MACHINE:
-            raise
-        except PatchdeployError as error:
-            refused[patch_name(sha256)] = str(error)
-        else:
-            passed.setdefault(header.task, []).append((header.sequence, sha256))
-    if reason == MISSING and not patches:
-        return FoundState(StoreState(), is_fresh=True)
-    state = choose_patches(passed)
-    return FoundState(state, Recovery(reason, state.active, refused))
-
-
-def choose_patches(passed: Mapping[str, Sequence[tuple[int, str]]]) -> StoreState:
-    """The state in which each task runs the highest of its (sequence, SHA-256) pairs."""
-    active, previous, floors = {}, {}, {}
-    for task, patches in passed.items():
-        floors[task], active[task] = max(patches)
-        lower = [one for one in patches if one[0] < floors[task]]
-        if lower:
-            previous[task] = max(lower)[1]
-    return StoreState(active, previous, floors)
+        floor = Floor(checked.header.sequence, sha256, tuple(sorted(checked.signed_by)))
+        task = checked.header.task
+        if task not in floors and len(floors) >= MAX_TASKS:
+            refused[patch_name(sha256)] = f"the store has {MAX_TASKS} other tasks"
+            continue
+        floors[task] = raise_floor(floors.get(task, ()), floor)
+    recovery = None if found.recovery is None else replace(found.recovery, refused=refused)
+    return replace(found, state=replace(found.state, floors=floors), recovery=recovery)

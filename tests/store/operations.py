@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from store_cases import TASK, hash_of, make_patch
+from store_cases import KEY, OTHER_KEY, POLICY, TASK, hash_of, make_patch
 
 from patchdeploy.errors import PatchError, PatchFileError
+from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.store import Shipped, Store
-from patchdeploy.store.folder import STATE
+from patchdeploy.store.folder import COPY, STATE
+
+BOTH = (STATE, COPY)
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,17 @@ def write_raw(store: Store, name: str, data: bytes) -> None:
     store.files.sync_folder(store.folder)
 
 
-def damage_state(store: Store, data: bytes = b"{") -> None:
-    """STATE as a bad sector would leave it."""
-    store.files.unlink(store.folder / STATE)
-    write_raw(store, STATE, data)
+def damage_state(store: Store, data: bytes = b"{", names: Sequence[str] = (STATE,)) -> None:
+    """STATE as a bad sector would leave it; with ``BOTH`` its copy too."""
+    for name in names:
+        store.files.unlink(store.folder / name)
+        write_raw(store, name, data)
+
+
+def lose_state(store: Store) -> None:
+    """Neither STATE nor its copy is there."""
+    for name in BOTH:
+        store.files.unlink(store.folder / name)
 
 
 SHIPPED = {TASK: Shipped(1, lambda: make_patch(1))}
@@ -81,6 +91,13 @@ def _damaged(store: Store) -> None:
     damage_state(store)
 
 
+def _lost(store: Store) -> None:
+    install_all(1, 2)(store)
+    damage_state(store, names=BOTH)
+
+
+NEWER_POLICY = replace(POLICY, trusted=TrustedKeys((KEY.public, OTHER_KEY.public), 1))
+
 OPERATIONS = {
     "first install": Operation(lambda store: None, lambda s: s.install(make_patch(1))),
     "first install beside what ships": Operation(
@@ -100,6 +117,11 @@ OPERATIONS = {
     "revert": Operation(install_all(1, 2), lambda s: s.revert(TASK), repeats=False),
     "clean-up": Operation(_littered, lambda s: s.clean_up()),
     "recovery": Operation(_damaged, lambda s: s.recover(), starts_damaged=True),
+    "recovery without a record": Operation(_lost, lambda s: s.recover(), starts_damaged=True),
+    "install with a newer list of keys": Operation(
+        install_all(1), lambda s: replace(s, policy=NEWER_POLICY).install(make_patch(2))
+    ),
+    "reset of a floor": Operation(_reverted, lambda s: s.reset_floor(TASK)),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from proof_keys import prove_reset, prove_revocation, prove_shipped_floor
 from proof_kill import prove_kills, prove_one_wins
 from proof_power import prove_disk_faults, prove_power_loss
 from proof_rules import (
@@ -21,21 +22,24 @@ from proof_rules import (
     prove_hostile_names,
     prove_order_of_commit,
     prove_orders,
+    prove_readers_lock,
     prove_state_damage,
 )
 from proof_use import prove_swaps, prove_updates_in_use
 
+from patchdeploy import storage
 from patchdeploy.errors import PatchdeployError
 from patchdeploy.patchfile import CheckedPatch, Policy, read_container
 from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.json import encode_canonical
 from patchdeploy.storage import sha256_hex
-from patchdeploy.store import Installed, Store, patch_store, recovery
+from patchdeploy.store import Installed, Store, patch_store, recovery, rules
 from patchdeploy.store import files as files_module
 from patchdeploy.store import folder as folder_module
 from patchdeploy.store.files import DiskFiles, Files, publish
-from patchdeploy.store.folder import STATE, StoreFolder, patch_name
+from patchdeploy.store.folder import COPY, STATE, StoreFolder, patch_name
 from patchdeploy.store.recovery import FoundState
-from patchdeploy.store.state import StoreState
+from patchdeploy.store.state import Floor, StoreState
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def without_folder(proof: Callable[[], object]) -> Callable[[Path], object]:
     return lambda folder: proof()
 
 
-state_damage = without_folder(functools.partial(prove_state_damage, masks=(1,)))
+state_damage = without_folder(functools.partial(prove_state_damage, masks=(1,), step=5))
 
 
 # Rows 12 to 14: what is written, in which order, and synced
@@ -118,19 +122,18 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @bug("STATE names what ships, and its file is not written", power, "is gone|then a power loss")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def with_shipped(self: Store, state: StoreState, checked: CheckedPatch) -> StoreState:
-        task = checked.header.task
-        if task in state.active or task not in self.shipped:
-            return state
-        return state.activated(task, sha256_hex(self.shipped[task].read()), 1)
+    def put(self: Store, state: StoreState, checked: CheckedPatch) -> str | None:
+        shipped = self.shipped.get(checked.header.task)
+        return None if shipped is None else sha256_hex(shipped.read())
 
-    patch.setattr(Store, "_with_shipped", with_shipped)
+    patch.setattr(Store, "_put_shipped", put)
 
 
 @bug("no fsync of the folder after STATE", power, "'again'.*then a power loss")
 def _(patch: pytest.MonkeyPatch) -> None:
     def commit(self: StoreFolder, state: StoreState, before: StoreState | None) -> None:
-        publish(self.files, self.path, STATE, state.to_bytes())
+        for name in (COPY, STATE):
+            publish(self.files, self.path, name, state.to_bytes())
 
     patch.setattr(StoreFolder, "commit", commit)
 
@@ -142,11 +145,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
         place = self._place
         with place.disk(action), place.locked():
             found = self._find()
+            state = replace(found.state, trusted=self.policy.trusted)
             if found.is_fresh:
                 place.sync_parent()
-            if found.is_fresh or found.recovery is not None:
-                place.commit(found.state, None)
-            yield found
+            if found.is_fresh or found.recovery is not None or state != found.state:
+                place.commit(state, None)
+            yield replace(found, state=state)
 
     patch.setattr(Store, "_writing", writing)
 
@@ -175,7 +179,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
     ) -> Installed:
         self._test(checked)
         header = checked.header
-        state = found.state.activated(header.task, checked.sha256, header.sequence)
+        floor = Floor(header.sequence, checked.sha256, checked.signed_by)
+        state = found.state.activated(header.task, floor, found.state.active.get(header.task))
         self._place.commit(state, found.state)
         self._place.put_patch(checked.sha256, data)
         return patch_store._installed(checked, found, changed=True)
@@ -211,7 +216,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @bug("the new STATE stays after its last sync failed", faults, "not one of")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(StoreFolder, "_put_back", lambda self, before, cause: None)
+    patch.setattr(StoreFolder, "_put_back", lambda self, before, written, cause: None)
 
 
 @bug("untyped errors of the disk", faults, "Input/output error")
@@ -267,7 +272,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
     ) -> Installed:
         state, header = found.state, checked.header
         if header.task in state.floors:
-            floors = {**state.floors, header.task: header.sequence}
+            early = Floor(header.sequence, checked.sha256, checked.signed_by)
+            floors = {**state.floors, header.task: (early,)}
             self._place.commit(replace(state, floors=floors), state)
         return admit(self, found, data, checked, activate)
 
@@ -290,17 +296,26 @@ def _with_sequence_rule(
 def _(patch: pytest.MonkeyPatch) -> None:
     _with_sequence_rule(
         patch,
-        lambda state, checked: checked.header.sequence == state.floors.get(checked.header.task, 0),
+        lambda state, checked: checked.header.sequence == _floor(state, checked.header.task),
     )
+
+
+def _floor(state: StoreState, task: str) -> int:
+    return max((one.sequence for one in state.floors.get(task, ())), default=0)
+
+
+def _lowered(state: StoreState, task: str) -> StoreState:
+    """``state`` with the task's floors one too low."""
+    floors = tuple(one._replace(sequence=max(1, one.sequence - 1)) for one in state.floors[task])
+    return replace(state, floors={**state.floors, task: floors})
 
 
 @bug("floor off by one", without_folder(prove_orders), "'changed', not 'sequence'")
 def _(patch: pytest.MonkeyPatch) -> None:
     activated = StoreState.activated
 
-    def lower(self: StoreState, task: str, sha256: str, sequence: int) -> StoreState:
-        state = activated(self, task, sha256, sequence)
-        return replace(state, floors={**state.floors, task: max(1, state.floors[task] - 1)})
+    def lower(self: StoreState, task: str, floor: Floor, back_to: str | None) -> StoreState:
+        return _lowered(activated(self, task, floor, back_to), task)
 
     patch.setattr(StoreState, "activated", lower)
 
@@ -315,8 +330,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     reverted = StoreState.reverted
 
     def lower(self: StoreState, task: str) -> StoreState:
-        state = reverted(self, task)
-        return replace(state, floors={**state.floors, task: max(1, state.floors[task] - 1)})
+        return _lowered(reverted(self, task), task)
 
     patch.setattr(StoreState, "reverted", lower)
 
@@ -331,48 +345,114 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Store,
         "_check",
-        lambda self, data: self.hooks.check(data, replace(self.policy, now=self.clock())),
+        lambda self, data, state: self.hooks.check(data, replace(self.policy, now=self.clock())),
     )
 
 
 # Row 15: recovery
 
 
-@bug("the hash of STATE not compared", state_damage, "copied.active")
+@bug("the hash of STATE not compared", state_damage, "what a reader finds|AssertionError|STATE")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def parse(cls: type[StoreState], data: bytes) -> StoreState:
-        try:
-            document = json.loads(data)
-            return cls(document["active"], document["previous"], document["floors"])
-        except (ValueError, KeyError, RecursionError) as error:
-            raise files_module.IntegrityError("STATE does not parse") from error
+    parse = StoreState.from_bytes
 
-    patch.setattr(StoreState, "from_bytes", classmethod(parse))
+    def loose(cls: type[StoreState], data: bytes) -> StoreState:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            document = json.loads(data)
+            document.pop("state_sha256")
+            own = sha256_hex(encode_canonical(document))
+            return parse(encode_canonical({**document, "state_sha256": own}))
+        raise files_module.IntegrityError("STATE does not parse")
+
+    patch.setattr(StoreState, "from_bytes", classmethod(loose))
 
 
 @bug("a silent repair", state_damage, "a silent repair")
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recovery, "Recovery", lambda *parts: None)
+    patch.setattr(recovery, "keep_floors", lambda found, folder, check: found)
 
 
-@bug("recovery without checks", state_damage, "copied.active")
+@bug("no copy of STATE", state_damage, "what a reader finds active")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def prove(self: Store, data: bytes) -> CheckedPatch:
-        container = read_container(data)
-        header = PatchHeader.from_bytes(container.header)
-        return CheckedPatch(header, bytes(container.payload), sha256_hex(data), ())
-
-    patch.setattr(Store, "_prove", prove)
+    patch.setattr(folder_module, "_RECORDS", (STATE,))
 
 
-@bug("recovery takes the lowest", state_damage, "copied.active")
+@bug("a damaged copy of STATE stays", state_damage, "the copy of STATE|no file")
 def _(patch: pytest.MonkeyPatch) -> None:
-    choose = recovery.choose_patches
-    patch.setattr(
-        recovery,
-        "choose_patches",
-        lambda passed: choose({task: [min(patches)] for task, patches in passed.items()}),
-    )
+    patch.setattr(StoreFolder, "has_copy_of", lambda self, state: True)
+
+
+@bug("a recovery without floors", state_damage, "a floor was lost|recovery.refused")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(patch_store, "keep_floors", lambda found, folder, check: found)
+
+
+@bug("a recovery takes the highest file", state_damage, "what a reader finds active")
+def _(patch: pytest.MonkeyPatch) -> None:
+    find = recovery.find_state
+
+    def highest(folder: StoreFolder) -> FoundState:
+        found = find(folder)
+        if found.recovery is None:
+            return found
+        active = {}
+        for sha256 in sorted(folder.patches()):
+            with contextlib.suppress(PatchdeployError):
+                header = PatchHeader.from_bytes(read_container(folder.read_patch(sha256)).header)
+                active[header.task] = sha256
+        floors = {task: (Floor(1, sha256, (0,)),) for task, sha256 in active.items()}
+        return replace(found, state=StoreState(active, {}, floors), is_lost=False)
+
+    patch.setattr(patch_store, "find_state", highest)
+
+
+# Row 4: a key that leaked
+
+revocation = without_folder(prove_revocation)
+
+
+@bug("a floor of a revoked key counts", revocation, "the task is frozen")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "still_count", lambda signers, policy: True)
+
+
+@bug("the newest list of keys is forgotten", revocation, "not 'key_unknown'")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(patch_store, "join_lists", lambda known, other: other)
+
+
+@bug("a revert to a revoked patch is prepared", revocation, "refused .key_unknown.")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "_is_usable", lambda self, sha256, task, state: True)
+
+
+@bug("a number of a revoked app is a floor", without_folder(prove_shipped_floor), "no floor")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "_counts", lambda shipped, policy: True)
+
+
+@bug(
+    "a reset forgets the floor",
+    without_folder(prove_reset),
+    "before the reset|below the active one",
+)
+def _(patch: pytest.MonkeyPatch) -> None:
+    reset = Store.reset_floor
+
+    def forget(self: Store, task: str) -> int:
+        sequence = reset(self, task)
+        state = self._find().state
+        floors = {**state.floors, task: (Floor(1, state.active[task], (0,)),)}
+        self._place.commit(replace(state, floors=floors), state)
+        return sequence
+
+    patch.setattr(Store, "reset_floor", forget)
+
+
+@bug("readers can open the lock", prove_readers_lock, "opened the lock")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(storage, "_lock_mode", lambda folder: 0o644)
 
 
 # Rows 11, 16, 17 and 19: other processes, other files

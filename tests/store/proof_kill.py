@@ -28,7 +28,7 @@ from patchdeploy.patchfile import CheckedPatch
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.store import Hooks, Store
 from patchdeploy.store.files import DiskFiles, Files
-from patchdeploy.store.folder import LOCK, STATE, patch_name
+from patchdeploy.store.folder import COPY, LOCK, STATE, patch_name
 
 OpenStore = Callable[[Path, Files, Hooks], Store]
 PROCESSES = 8
@@ -225,7 +225,7 @@ def _check_goes_on(store: Store, operation: Operation, after: Summary) -> None:
     in_use = {patch_name(entry.sha256) for entry in store.list()}
     expect(
         {path.name for path in store.folder.iterdir()},
-        in_use | {LOCK, STATE},
+        in_use | {LOCK, STATE, COPY},
         "{path.name for path in store.folder.iterdir()}",
     )
     assert store.install(make_patch(9)).changed, "store.install(make_patch(9)).changed"

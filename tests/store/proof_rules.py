@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from operations import damage_state, install_all, write_raw
+from operations import install_all, write_raw
 from simulated_disk import FOLDER, SimulatedDisk
 from store_cases import (
     CACHED_HOOKS,
@@ -23,6 +24,7 @@ from store_cases import (
     OTHER_BASE,
     OTHER_KEY,
     TASK,
+    Summary,
     expect,
     hash_of,
     make_patch,
@@ -44,7 +46,7 @@ from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Store
 from patchdeploy.store.files import DiskFiles
-from patchdeploy.store.folder import LOCK, STATE, patch_name
+from patchdeploy.store.folder import COPY, LOCK, STATE, patch_name
 
 OpenStore = Callable[..., Store]
 """`open_store` or one with a planted bug."""
@@ -223,44 +225,76 @@ def prove_clean_up(open_it: OpenStore = open_store) -> None:
     expect(store.clean_up(), tuple(sorted(useless)), "store.clean_up()")
     expect(store.clean_up(), (), "store.clean_up()")
     used = (patch_name(hash_of(2)), patch_name(hash_of(3)), patch_name(hash_of(1, task="cars")))
-    expect(set(disk.seen), {STATE, "notes.txt", *used}, "set(disk.seen)")
+    expect(set(disk.seen), {STATE, COPY, "notes.txt", *used}, "set(disk.seen)")
     expect(store.revert(TASK).sequence, 2, "store.revert(TASK).sequence")
 
 
-def prove_state_damage(open_it: OpenStore = open_store, masks: Iterable[int] = (1, 255)) -> int:
+def prove_state_damage(
+    open_it: OpenStore = open_store, masks: Iterable[int] = (1, 255), step: int = 1
+) -> int:
     """Row 15: every byte of STATE changed, every length, none at all; the number of damages.
 
-    Reading finds the same patches and writes nothing; a write repairs STATE and says so. Files that
-    are no patches of this store are left out.
+    Args:
+        step: try every ``step``-th damage.
+
+    With STATE alone damaged its copy gives the very same state: a patch that was reverted or
+    replaced does not come back. With both damaged no patch is active, and the floors are those of
+    the patches in the folder. Reading writes nothing; a write repairs STATE and says so.
     """
+    disk, before, state = _store_to_damage(open_it)
+    damages = 0
+    for damaged in itertools.islice(_damages(state, masks), 0, None, step):
+        for names in ((STATE,), (STATE, COPY), (COPY,)):
+            if len(names) == 2 and damages % 5:
+                continue  # the copy is parsed as STATE is
+            copy = disk.copied()
+            for name in names:
+                copy.unlink(FOLDER / name)
+                if damaged is not None:
+                    write_raw(open_it(FOLDER, copy), name, damaged)
+            _check_damaged(open_it(FOLDER, copy, hooks=CACHED_HOOKS), copy, names, before)
+        damages += 1
+    return damages
+
+
+def _store_to_damage(open_it: OpenStore) -> tuple[SimulatedDisk, Summary, bytes]:
+    """A store with a reverted task and files that are no patches of it; its STATE."""
     disk = SimulatedDisk()
     store = open_it(FOLDER, disk, hooks=CACHED_HOOKS)
     install_all(1, 2, 3)(store)
+    store.revert(TASK)
     store.install(make_patch(1, task="cars"))
     store.install(make_patch(2, task="cars"))
     before, state = summarise(store), disk.read(FOLDER / STATE, 10**6)
     for data in (make_patch(9, key=OTHER_KEY), make_patch(9, base_sha256=OTHER_BASE), b"no"):
         write_raw(store, patch_name(sha256_hex(data)), data)
     write_raw(store, patch_name("0" * 64), make_patch(9))
-    damages = 0
-    for damaged in _damages(state, masks):
-        copy = disk.copied()
-        copied = open_it(FOLDER, copy, hooks=CACHED_HOOKS)
-        if damaged is None:
-            copy.unlink(FOLDER / STATE)
-        else:
-            damage_state(copied, damaged)
-        image = copy.image()
-        expect(dict(copied.active()), dict(before.active), "dict(copied.active())")
-        expect(copy.image(), image, "a reader wrote")
-        recovery = copied.recover()
+    return disk, before, state
+
+
+def _check_damaged(
+    store: Store, disk: SimulatedDisk, names: tuple[str, ...], before: Summary
+) -> None:
+    is_lost = len(names) == 2
+    expected = {} if is_lost else dict(before.active)
+    image = disk.image()
+    expect(dict(store.active()), expected, "what a reader finds active")
+    expect(disk.image(), image, "a reader wrote")
+    recovery = store.recover()
+    if names == (COPY,):
+        assert recovery is None, "STATE was whole"
+    else:
         assert recovery is not None, "a silent repair"
-        expect(recovery.active, dict(before.active), "recovery.active")
-        expect(len(recovery.refused), 4, "len(recovery.refused)")
-        expect(summarise(copied), before, "STATE is not what it was")
-        assert copied.recover() is None, "copied.recover() is None"
-        damages += 1
-    return damages
+        expect(dict(recovery.active), expected, "recovery.active")
+        expect(len(recovery.refused), 4 if is_lost else 0, "len(recovery.refused)")
+    after = summarise(store)
+    expect(after.floors, before.floors, "a floor was lost")
+    assert is_lost or after == before, "STATE is not what it was"
+    assert store.recover() is None, "store.recover() is None"
+    expect(disk.read(FOLDER / COPY, 10**6), disk.read(FOLDER / STATE, 10**6), "the copy of STATE")
+    if is_lost:
+        expect(install_code(store, make_patch(2)), "sequence", "an older patch after the loss")
+        assert store.activate(hash_of(3)).changed, "the highest of those that were active"
 
 
 def _damages(state: bytes, masks: Iterable[int]) -> Iterable[bytes | None]:
@@ -343,6 +377,22 @@ def _check_links(folder: Path, store: Store) -> int:
     pipe.mkdir()
     _refused(lambda: store.activate(hash_of(5)), IntegrityError, StorageError)
     return 5
+
+
+def prove_readers_lock(folder: Path, open_it: OpenStore = open_store) -> None:
+    """Row 11: the lock of a store that others may read can be opened by its writers alone."""
+    place = folder / "store"
+    place.mkdir(mode=0o755)
+    (place / LOCK).write_bytes(b"")
+    (place / LOCK).chmod(0o644)  # as an earlier version left it
+    open_it(place, DiskFiles()).install(make_patch(1))
+    for readable, writable, mode in ((0o044, 0o022, 0o755), (0o044, 0o002, 0o775)):
+        place.chmod(mode)
+        open_it(place, DiskFiles()).install(make_patch(mode))
+        found = stat.S_IMODE((place / LOCK).stat().st_mode)
+        closed = readable & ~((mode & 0o022) << 1)
+        assert not found & closed, f"a reader of {mode:o} could have opened the lock: {found:o}"
+        assert not found & writable & ~mode, f"{found:o}"
 
 
 def _refused(act: Callable[[], object], *errors: type[Exception]) -> None:

@@ -49,6 +49,7 @@ def make_patch(
     base_sha256: str = BASE,
     key: SigningKey = KEY,
     passes: bool = True,
+    index: int = 0,
 ) -> bytes:
     """A signed patch file; ``variant`` tells two files of one sequence number apart."""
     values = np.array([1 if passes else -1, sequence, variant, 4], "<f4")
@@ -67,7 +68,7 @@ def make_patch(
         sequence=sequence,
         sites=((0, 4),),
     )
-    return add_signature(build_patch(header, payload), key, 0)
+    return add_signature(build_patch(header, payload), key, index)
 
 
 def decode_values(checked: CheckedPatch) -> PatchFile:
@@ -143,13 +144,13 @@ def summarise(store: Store, may_be_damaged: bool = False) -> Summary:
             "sha256_hex(stored.data) == sha256 == stored.checked.sha256"
         )
     seen = place.look()
-    is_known = isinstance(seen, StoreState) or seen == MISSING or may_be_damaged
+    is_known = seen.problem in (None, MISSING) or may_be_damaged
     assert is_known, f"STATE was left damaged: {seen}"
-    state = seen if isinstance(seen, StoreState) else StoreState()
+    state = seen.state or StoreState()
     return Summary(
         tuple(sorted(active.items())),
         tuple(sorted(entry.sha256 for entry in entries if entry.status == "previous")),
-        tuple(sorted(state.floors.items())),
+        tuple(sorted((task, max(floors).sequence) for task, floors in state.floors.items())),
     )
 
 
