@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -32,8 +32,9 @@ from patchdeploy.errors import (
     UnknownTaskError,
 )
 from patchdeploy.graph import largest_work
-from patchdeploy.patchfile import Policy, check_patch_file
+from patchdeploy.patchfile import CheckedPatch, Policy, check_patch_file
 from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import BaseFiles, open_patch
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import QuantizedBase
@@ -219,7 +220,21 @@ class Bundle:
             allow_unsigned=trusted is None,
             task=task,
             base_sha256=self.manifest.base_sha256,
+            resolutions=frozenset(self.manifest.resolutions),
         )
+
+    def check(self, task: str, trusted: TrustedKeys | None = None) -> CheckedPatch:
+        """``task``'s patch after checks 1 to 6.
+
+        Args:
+            trusted: a list of keys in the place of the one that the bundle pins.
+
+        Raises:
+            PatchRefusedError: it may not be used.
+        """
+        policy = self.policy(task)
+        data = self.read(self.task(task).file)
+        return check_patch_file(data, replace(policy, trusted=trusted or policy.trusted))
 
     def header(self, task: str) -> PatchHeader:
         """The header of ``task``'s patch, its signatures checked.
@@ -227,7 +242,7 @@ class Bundle:
         Raises:
             PatchRefusedError: it may not be used.
         """
-        return check_patch_file(self.read(self.task(task).file), self.policy(task)).header
+        return self.check(task).header
 
     def patch(self, task: str, resolution: int | None = None) -> PatchFile:
         """The decoded and checked patch of ``task``, at one resolution or (None) all of them.

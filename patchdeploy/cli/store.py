@@ -222,9 +222,12 @@ def _print_installed(
 def _warn_recovery(found: Recovery) -> None:
     active = ", ".join(f"{task} {sha256[:16]}" for task, sha256 in sorted(found.active.items()))
     refused = "".join(f"; left out {name}: {why}" for name, why in sorted(found.refused.items()))
+    from_where = (
+        f"its copy says that these are active: {active}"
+        if active
+        else "no record says what was active: what ships with the app runs, until a patch is "
+        "installed or activated again"
+    )
     warn(
-        show_text(
-            f"STATE of the store was rebuilt from its patches ({found.reason}); active now: "
-            f"{active or 'none'}{refused}"
-        )
+        show_text(f"STATE of the store was lost or damaged ({found.reason}); {from_where}{refused}")
     )

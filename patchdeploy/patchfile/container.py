@@ -47,6 +47,7 @@ class Policy:
         runtime: must be among the file's results.
         task: the task that it must be for.
         base_sha256, base_bytes: of the coding table at hand.
+        resolutions: sides in pixels that the base files at hand were made for.
         floor: least sequence number.
         now: Unix seconds.
         engine: version of the decoder at hand.
@@ -58,6 +59,7 @@ class Policy:
     task: str | None = None
     base_sha256: str | None = None
     base_bytes: int | None = None
+    resolutions: frozenset[int] | None = None
     floor: int = 0
     now: int | None = None
     engine: int = ENGINE_VERSION
@@ -308,7 +310,7 @@ def _check_payload(header: PatchHeader, payload: memoryview) -> None:
 
 
 def _check_place(header: PatchHeader, policy: Policy) -> None:
-    """Check 5: runtime, engine, base, task."""
+    """Check 5: runtime, engine, base, task, resolutions."""
     if policy.runtime is not None and policy.runtime not in header.results:
         made_for = ", ".join(sorted(header.results))
         raise PatchRefusedError(
@@ -325,6 +327,17 @@ def _check_place(header: PatchHeader, policy: Policy) -> None:
     _check_same("base", "base length", header.base_bytes, policy.base_bytes)
     _check_same("base", "base SHA-256", header.base_sha256, policy.base_sha256)
     _check_same("task", "task", header.task, policy.task)
+    if policy.resolutions is not None:
+        strangers = [px for px in header.resolutions if px not in policy.resolutions]
+        if strangers:
+            raise PatchRefusedError(
+                "resolution",
+                "resolution",
+                f"one of {', '.join(map(str, sorted(policy.resolutions)))} px, which the base "
+                "files at hand were made for",
+                f"{strangers[0]} px",
+                _ELSEWHERE,
+            )
 
 
 def _check_same(code: str, field: str, found: object, demanded: object) -> None:

@@ -12,8 +12,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from patchdeploy.bundle import Bundle
-from patchdeploy.errors import ConfigError
+from patchdeploy.errors import ConfigError, PatchKeyError
 from patchdeploy.patchfile import CheckedPatch, check_patch_file
+from patchdeploy.patchfile.key_lists import join_lists
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import check_results
 from patchdeploy.patchfile.payload import decode_payload
@@ -36,7 +37,8 @@ def open_store(
 
     Args:
         runtime: "litert" or "onnxruntime": what self-tests run on.
-        trusted: keys that must sign; by default those that the bundle pins.
+        trusted: keys that must sign; by default those that the bundle pins. What this list, the
+            bundle's or one that the store has seen before has revoked stays revoked.
         allow_unsigned: take patches that nobody signed, for development; each is logged.
         package: see `Engine.open`.
 
@@ -54,7 +56,7 @@ def open_store(
     backend = cache(lambda: make_backend(bundle, runtime, 1, "resident", package))
     policy = replace(
         bundle.policy(),
-        trusted=trusted or bundle.manifest.trusted,
+        trusted=_newest(trusted, bundle.manifest.trusted),
         allow_unsigned=allow_unsigned,
         runtime=format_name,
         base_bytes=table.length_bytes,
@@ -67,8 +69,20 @@ def open_store(
         check_results(checked, patch, bases)
         run_self_test(backend(), format_name, patch, table)
 
-    shipped = {
-        task: Shipped(bundle.header(task).sequence, partial(bundle.read, bundle.task(task).file))
-        for task in bundle.tasks
-    }
+    shipped = {task: _shipped(bundle, task) for task in bundle.tasks}
     return Store(Path(folder), policy, Hooks(check_patch_file, decode, self_test), shipped=shipped)
+
+
+def _shipped(bundle: Bundle, task: str) -> Shipped:
+    checked = bundle.check(task)
+    read = partial(bundle.read, bundle.task(task).file)
+    return Shipped(checked.header.sequence, read, checked.signed_by)
+
+
+def _newest(given: TrustedKeys | None, pinned: TrustedKeys | None) -> TrustedKeys | None:
+    """What the caller gives, less the keys that the bundle, if its list is of the same keys, knows
+    as revoked."""
+    try:
+        return join_lists(given, pinned)
+    except PatchKeyError:
+        return given

@@ -49,16 +49,18 @@ class LoadedTasks:
 
         Raises:
             ConfigError: a store of another base or runtime. (One that cannot be read is logged.)
-            PatchRefusedError: there is a store, and a patch of the bundle may not be used.
+            IntegrityError: there is a store, and a patch file of the bundle is damaged.
         """
         self._bundle = bundle
         self._refresh_seconds = refresh_seconds
         self._refreshed = monotonic()
         self._refresh_lock, self._background_lock = Lock(), Lock()
-        self._versions = bundle_versions(bundle, with_sequence=store is not None)
         self._watch: StoreWatch | None = None
-        if store is not None:
-            self._watch = StoreWatch(store, bundle, format_name, self._versions)
+        if store is None:
+            self._versions = bundle_versions(bundle, None).versions
+        else:
+            self._watch = StoreWatch(store, bundle, format_name)
+            self._versions = self._watch.shipped
             with suppress(PatchdeployError):  # logged
                 self._versions = self._watch.look(self._versions)
         self._backend: Backend | None = backend
@@ -110,9 +112,13 @@ class LoadedTasks:
 
         Raises:
             UnknownTaskError: no such task.
+            PatchRefusedError: there is one, and none of its patches may be used any more.
         """
         versions = self._versions
         if task not in versions:
+            problem = None if self._watch is None else self._watch.problem_of(task)
+            if problem is not None:
+                raise problem
             raise UnknownTaskError(
                 f"no task {task!r} in {self._bundle.path}; it has "
                 f"{', '.join(self.names) or 'none'}; choose one of them or add the task"

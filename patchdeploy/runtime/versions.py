@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import ConfigError, PatchdeployError, PatchRefusedError
+from patchdeploy.patchfile import Policy
+from patchdeploy.patchfile.key_lists import still_count
 from patchdeploy.patchfile.pack import check_results
 from patchdeploy.slots import PatchValues
 from patchdeploy.store import Store
@@ -32,6 +35,7 @@ class TaskVersion:
         classes: labels in the order of the scores.
         resolutions: sides in pixels, ascending.
         read: the slot values at one of them.
+        signers: indices of the keys that signed it; nobody, also where no store is used.
     """
 
     task: str
@@ -40,29 +44,62 @@ class TaskVersion:
     classes: tuple[str, ...]
     resolutions: tuple[int, ...]
     read: Callable[[int], PatchValues]
+    signers: tuple[int, ...] = ()
 
 
 Versions = Mapping[str, TaskVersion]
 
 
-def bundle_versions(bundle: Bundle, with_sequence: bool) -> Versions:
+@dataclass(frozen=True)
+class Look:
+    """What there is to run.
+
+    Attributes:
+        versions: of every task that can run.
+        problems: by task, why a patch of it cannot be used.
+    """
+
+    versions: Versions
+    problems: Mapping[str, PatchdeployError]
+
+    @property
+    def is_final(self) -> bool:
+        """Looking again at the same names would find the same: no file was damaged or gone."""
+        return all(isinstance(one, PatchRefusedError) for one in self.problems.values())
+
+
+def bundle_versions(bundle: Bundle, policy: Policy | None) -> Look:
     """The tasks of ``bundle``; values are read from its files when they are asked for.
 
+    Args:
+        policy: what the store demands of every patch. Its keys bind the bundle's own patches too:
+            a key that was revoked since the bundle was made signs nothing any more. None: there is
+            no store, and a patch is looked at when it is loaded.
+
     Raises:
-        PatchRefusedError: ``with_sequence`` is set and a patch may not be used.
+        IntegrityError: ``policy`` is given, and a patch file is not the one of the manifest.
     """
-    return {task: _bundle_version(bundle, task, with_sequence) for task in bundle.tasks}
+    versions: dict[str, TaskVersion] = {}
+    problems: dict[str, PatchdeployError] = {}
+    for task in bundle.tasks:
+        try:
+            versions[task] = _bundle_version(bundle, task, policy)
+        except PatchRefusedError as error:
+            problems[task] = error
+    return Look(versions, problems)
 
 
-def _bundle_version(bundle: Bundle, task: str, with_sequence: bool) -> TaskVersion:
+def _bundle_version(bundle: Bundle, task: str, policy: Policy | None) -> TaskVersion:
     entry = bundle.task(task)
+    checked = None if policy is None else bundle.check(task, policy.trusted)
     return TaskVersion(
         task=task,
         sha256=bundle.manifest.files[entry.file].sha256,
-        sequence=bundle.header(task).sequence if with_sequence else 0,
+        sequence=0 if checked is None else checked.header.sequence,
         classes=entry.classes,
         resolutions=entry.resolutions,
         read=lambda px: bundle.patch(task, px).values[px],
+        signers=() if checked is None else checked.signed_by,
     )
 
 
@@ -85,42 +122,32 @@ def check_store(store: Store, bundle: Bundle, format_name: str) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a look at a store has found.
-
-    Attributes:
-        versions: of every task.
-        problems: by task, why what the store has active cannot be used.
-    """
-
-    versions: Versions
-    problems: Mapping[str, PatchdeployError]
-
-    @property
-    def is_final(self) -> bool:
-        """Looking again at the same names would find the same: no file was damaged or gone."""
-        return all(isinstance(one, PatchRefusedError) for one in self.problems.values())
-
-
 def newest_versions(
-    shipped: Versions, store: Store, current: Versions, bundle: Bundle, format_name: str
+    shipped: Look,
+    store: Store,
+    current: Versions,
+    bundle: Bundle,
+    format_name: str,
+    policy: Policy,
 ) -> Look:
     """``shipped`` with what ``store`` has active in its place, where that is no older.
 
-    The task of a patch that cannot be used stays as ``current`` has it.
+    The task of a patch that cannot be used stays as ``current`` has it, unless a key that signed
+    that was revoked.
 
     Args:
         format_name: of the bundle's base file that runs.
+        policy: what the store demands now.
 
     Raises:
         StorageError: the store's folder cannot be read.
-        PatchdeployError: STATE is damaged and the patches cannot be proved on this machine.
     """
-    chosen = dict(shipped)
-    problems: dict[str, PatchdeployError] = {}
+    chosen = dict(shipped.versions)
+    problems = dict(shipped.problems)
     for task, sha256 in store.active().items():
         held = current.get(task)
+        if held is not None and held.signers and not still_count(held.signers, policy):
+            held = None
         if held is not None and held.sha256 == sha256:
             chosen[task] = held
             continue
@@ -131,8 +158,9 @@ def newest_versions(
             if held is not None:
                 chosen[task] = held
             continue
-        if task not in shipped or found.sequence >= shipped[task].sequence:
+        if task not in chosen or found.sequence >= chosen[task].sequence:
             chosen[task] = found
+            problems.pop(task, None)
     return Look(chosen, problems)
 
 
@@ -147,43 +175,55 @@ def _store_version(store: Store, task: str, bundle: Bundle, format_name: str) ->
         classes=patch.classes,
         resolutions=tuple(sorted(patch.values)),
         read=lambda px: patch.values[px],
+        signers=checked.signed_by,
     )
 
 
 class StoreWatch:
     """The looks of one Engine at its store: each reads only what is new, and says so once."""
 
-    def __init__(self, store: Store, bundle: Bundle, format_name: str, shipped: Versions) -> None:
+    def __init__(self, store: Store, bundle: Bundle, format_name: str) -> None:
         """
         Args:
             format_name: of the bundle's base file that runs.
-            shipped: `bundle_versions`, with sequence numbers.
 
         Raises:
             ConfigError: see `check_store`.
+            IntegrityError: see `bundle_versions`.
         """
         check_store(store, bundle, format_name)
         self._store, self._bundle, self._format_name = store, bundle, format_name
-        self._shipped = shipped
+        self._shipped = bundle_versions(bundle, store.policy)
+        self._keys = store.policy.trusted
         self._glance: object = None
         self._told: Mapping[str, str] = {}
+        self._problems: Mapping[str, PatchdeployError] = self._shipped.problems
         self.problem: str | None = None
         """Why the store could not be read at the last look; None where it could."""
+
+    @property
+    def shipped(self) -> Versions:
+        """The bundle's own patches, as far as they may run."""
+        return self._shipped.versions
+
+    def problem_of(self, task: str) -> PatchdeployError | None:
+        """Why a patch of ``task`` could not be used at the last look, as a new error."""
+        return copy(self._problems.get(task))
 
     def look(self, current: Versions) -> Versions:
         """What each task is to run now: ``current`` where the store's files are those seen before.
 
+        A task of which no patch may run is not in it; `problem_of` says why.
+
         Raises:
             StorageError: the store's folder cannot be read.
-            PatchdeployError: STATE is damaged and the patches cannot be proved on this machine.
+            PatchdeployError: the store's list of keys does not go with the app's.
         """
         try:
             glance = self._store.glance()
             if self._glance is not None and glance == self._glance:
                 return current
-            look = newest_versions(
-                self._shipped, self._store, current, self._bundle, self._format_name
-            )
+            look = self._look(current)
         except PatchdeployError as error:
             if str(error) != self.problem:
                 LOGGER.warning("the store is not read, tasks stay as they are: %s", error)
@@ -191,16 +231,35 @@ class StoreWatch:
             raise
         self.problem = None
         self._glance = glance if look.is_final else None
-        self._tell({task: str(error) for task, error in look.problems.items()})
+        self._problems = look.problems
+        self._tell(look, current)
         return look.versions
+
+    def _look(self, current: Versions) -> Look:
+        policy = self._store.effective_policy()
+        if policy.trusted != self._keys:
+            self._shipped = bundle_versions(self._bundle, policy)
+            self._keys = policy.trusted
+        return newest_versions(
+            self._shipped, self._store, current, self._bundle, self._format_name, policy
+        )
 
     def forget(self) -> None:
         """Have the next look read everything again."""
         self._glance = None
 
-    def _tell(self, problems: Mapping[str, str]) -> None:
+    def _tell(self, look: Look, current: Versions) -> None:
         """Log what is new: a damaged file is read again and again, since it can be put right."""
+        problems = {task: str(error) for task, error in look.problems.items()}
         for task, problem in problems.items():
             if self._told.get(task) != problem:
-                LOGGER.warning("task %s stays as it is: %s", task, problem)
+                LOGGER.warning("task %s %s: %s", task, _fate(task, look, current), problem)
         self._told = problems
+
+
+def _fate(task: str, look: Look, current: Versions) -> str:
+    if task not in look.versions:
+        return "CANNOT RUN, none of its patches may be used"
+    if look.versions[task] == current.get(task):
+        return "stays as it is"
+    return "goes back to the patch that ships with the app"

@@ -176,7 +176,7 @@ class Store:
             StorageError: the disk failed.
         """
         with self._place.disk("find the active patches"):
-            return self._find().state.active
+            return self._find_aloud().state.active
 
     def read(self, task: str) -> StoredPatch:
         """The active patch of ``task``. The file is read once: the bytes checked are those used.
@@ -202,7 +202,7 @@ class Store:
         """
         self._demand_store("list the patches")
         with self._place.disk("list the patches"):
-            state = self._find().state
+            state = self._find_aloud().state
             entries = [self._entry(one, state) for one in state.named | self._place.patches()]
         return tuple(sorted(entries, key=lambda one: (one.task or "~", one.sequence or 0)))
 
@@ -340,7 +340,7 @@ class Store:
             self._demand_store(action)
         with place.disk(action), place.locked():
             place.sync()
-            found = self._find()
+            found = self._find_aloud()
             state = found.state
             keys = self.policy.trusted if forgets_keys else self._policy(state).trusted
             if found.is_fresh:
@@ -363,6 +363,13 @@ class Store:
 
     def _find(self) -> FoundState:
         return find_state(self._place)
+
+    def _find_aloud(self) -> FoundState:
+        """`_find`, with a logged warning where the state does not come from STATE."""
+        found = self._find()
+        if found.recovery is not None:
+            LOGGER.warning("STATE of store %s is lost or damaged: %s", self.folder, found.recovery)
+        return found
 
     def _policy(self, state: StoreState) -> Policy:
         """The store's policy with the newest keys of it and ``state``."""

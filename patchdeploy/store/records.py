@@ -71,7 +71,7 @@ class Installed:
         sha256: of the patch file.
         task, sequence: from its header.
         changed: False where everything was so already.
-        recovery: set where STATE had to be rebuilt first.
+        recovery: set where STATE had been lost or damaged.
     """
 
     sha256: str

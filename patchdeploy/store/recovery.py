@@ -8,7 +8,6 @@ lie in the folder becomes active. Nothing is written.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,8 +16,6 @@ from patchdeploy.patchfile import CheckedPatch
 from patchdeploy.store.folder import MISSING, Seen, StoreFolder, patch_name
 from patchdeploy.store.records import Recovery
 from patchdeploy.store.state import MAX_TASKS, Floor, StoreState, raise_floor
-
-LOGGER = logging.getLogger("patchdeploy.store")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class FoundState:
 
 
 def find_state(folder: StoreFolder) -> FoundState:
-    """What STATE says, or its copy with a logged warning; no patch file is read.
+    """What STATE says, or its copy; no patch file is read.
 
     Raises:
         OSError: the disk failed, which says nothing about STATE.
@@ -55,7 +52,6 @@ def find_state(folder: StoreFolder) -> FoundState:
         if is_fresh:
             return FoundState(state, is_fresh=True)
         recovery = Recovery(seen.problem or "", state.active, {})
-        LOGGER.warning("STATE of store %s is lost or damaged: %s", folder.path, recovery)
         return FoundState(state, recovery, is_lost=seen.state is None)
 
 

@@ -32,7 +32,7 @@ STAGES = (
     (2, "signatures", "unsigned key_unknown key_repeated signature threshold"),
     (3, "header", "header_text header_field"),
     (4, "payload", "length payload_hash"),
-    (5, "place", "runtime engine base task"),
+    (5, "place", "runtime engine base task resolution"),
     (6, "time", "sequence expired"),
     (7, "parts", "sites inflate parts"),
     (8, "values", "values"),

@@ -231,7 +231,7 @@ def copy(place, tmp_path):
     return shutil.copy(place / "trusted.json", tmp_path / "trusted.json")
 
 
-def test_a_state_that_was_rebuilt_is_told_and_is_in_the_json(place, options, tmp_path):
+def test_a_state_that_was_damaged_is_said_and_is_in_the_json(place, options, tmp_path):
     answer("install", place / "1.pdp", *options)
     (tmp_path / "store" / "STATE").write_bytes(b"\x1b[2Jdamaged")
     done = here("install", place / "2.pdp", *options, "--json")
@@ -239,7 +239,7 @@ def test_a_state_that_was_rebuilt_is_told_and_is_in_the_json(place, options, tmp
     found = json.loads(done.stdout)["recovery"]
     assert set(found) == {"reason", "active", "refused"}
     assert found["active"] == {"first": sha(place / "1.pdp")}
-    assert "warning: STATE of the store was rebuilt" in " ".join(done.stderr.split())
+    assert "warning: STATE of the store was lost or damaged" in " ".join(done.stderr.split())
     assert "\x1b[2J" not in done.stderr
 
 

@@ -122,7 +122,7 @@ ROWS = (
     _row(
         15,
         "STATE corrupt or missing",
-        "rebuilt from signed patches, else base and error",
+        "the same state from its copy, else what ships, and floors",
         store=STORE[15],
         engine=lambda scale, folder, progress: try_state(folder, progress),
     ),

@@ -1,14 +1,16 @@
 """Row 15 of the fault table with real bundles and an Engine: no STATE, and patches that are bad.
 
-Each bad patch is signed by the right key and lies in the folder beside a good one while STATE is
-missing or damaged. The good one must be active again, the bad one left out with its reason, and an
-Engine over the store must run the good one. Control: without the bad patch the same comes out.
-Where the folder itself cannot be read, the bundle's patches run and the error can be read.
+Each bad patch is signed and lies in the folder beside a good one, which was installed and then
+reverted, while STATE or STATE and its copy are missing or damaged. With a copy the very state comes
+back: what ships runs, as after the revert. Without, what ships runs, and no older patch is taken.
+In an Engine nothing of the bad patch is ever seen. Control: without the bad patch the same comes
+out. Where the folder itself cannot be read, the bundle's patches run and the error can be read.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from bundle_cases import KEY, RESOLUTIONS, make_bundle, make_patch
 from tried import Progress, Told
 
 from patchdeploy.bundle import Bundle
+from patchdeploy.errors import PatchRefusedError
+from patchdeploy.patchfile import add_signature, build_patch, check_patch_file, read_container
 from patchdeploy.patchfile.golden import Golden
 from patchdeploy.patchfile.keys import SigningKey
 from patchdeploy.patchfile.pack import Release, Signer, pack_patch
@@ -24,13 +28,16 @@ from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.storage import sha256_hex
-from patchdeploy.store.folder import STATE, patch_name
+from patchdeploy.store import Store
+from patchdeploy.store.folder import COPY, STATE, patch_name
 
 TASK = "first"
 FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
 WIDE = (*RESOLUTIONS, 32)
 """A resolution more than the bundle's base files have; the coding table is the same."""
-LACKS = "a resolution that the base file lacks"
+LACKS = "a resolution that the bundle lacks"
+SOUND = "none before its self-test"
+RECORDS = ((STATE,), (STATE, COPY))
 DAMAGES = {
     "missing": None,
     "empty": b"",
@@ -65,68 +72,87 @@ def make_bad_patches(bundle: Bundle, folder: Path) -> dict[str, tuple[bytes, str
     return {
         LACKS: (
             _pack(wide, make_patch(task=TASK, seed=20, resolutions=WIDE)[1], 9),
-            "patch refused (result)",
+            "patch refused (resolution)",
         ),
         "another base": (
             _pack(other, make_patch("branches", task=TASK)[1], 9),
             "patch refused (base)",
         ),
         "another key": (_pack(bundle, good, 9, stranger), "patch refused (signature)"),
-        "wrong scores": (_pack(bundle, _misbehaving(), 9), "patch refused (self_test)"),
+        "wrong scores": (_pack(bundle, _misbehaving(), 9), SOUND),
     }
 
 
-def try_state(folder: Path, progress: Progress) -> Told:
+def try_state(folder: Path, progress: Progress, damages: Sequence[str] = tuple(DAMAGES)) -> Told:
     """Every bad patch with every damage on both runtimes, and folders that cannot be read."""
     bundle = make_bundle(folder / "bundle", signed=True)
     good = _pack(bundle, make_patch(task=TASK, seed=19)[1], 2)
     bad = make_bad_patches(bundle, folder) | {"none": (b"", "")}
-    cases = [
-        (runtime, name, damage)
-        for runtime, name, damage in itertools.product(FORMATS, bad, DAMAGES)
-        if (runtime, name) != ("onnxruntime", LACKS)  # an ONNX base file is of any resolution
-    ]
-    for number, (runtime, name, damage) in enumerate(cases):
+    cases = list(itertools.product(FORMATS, bad, damages, RECORDS))
+    for number, (runtime, name, damage, records) in enumerate(cases):
         data, refusal = bad[name]
-        _try_damage(folder / f"store {number}", bundle, runtime, (good, data, refusal), damage)
+        patches = (good, data, refusal)
+        _try_damage(folder / f"store {number}", bundle, runtime, patches, (damage, records))
         progress((number + 1) / len(cases))
     for runtime in FORMATS:
         _try_unreadable(folder / f"no folder {runtime}", bundle, runtime)
     return Told(
-        f"{len(cases)} stores with STATE missing or damaged, beside the good patch one of "
-        f"{len(bad) - 1} bad ones or none, on {' and '.join(FORMATS)}; {len(FORMATS)} folders "
-        "that cannot be read",
-        "the good patch was active again and ran in an Engine, each bad one was left out with its "
-        "reason; over a folder that cannot be read the bundle's patches ran and said why",
+        f"{len(cases)} stores with STATE, or STATE and its copy, missing or damaged, beside a "
+        f"reverted patch one of {len(bad) - 1} bad ones or none, on {' and '.join(FORMATS)}; "
+        f"{len(FORMATS)} folders that cannot be read",
+        "the reverted patch did not come back and no bad one ran, with the reason of each; what "
+        "ships ran; the floor stayed; over a folder that cannot be read the bundle's patches ran "
+        "and said why",
         len(cases) + len(FORMATS),
     )
 
 
 def _try_damage(
-    place: Path, bundle: Bundle, runtime: str, patches: tuple[bytes, bytes, str], damage: str
+    place: Path,
+    bundle: Bundle,
+    runtime: str,
+    patches: tuple[bytes, bytes, str],
+    how: tuple[str, tuple[str, ...]],
 ) -> None:
     good, bad, refusal = patches
+    damage, records = how
     store = open_store(place, bundle, runtime)
     store.install(good)
+    store.revert(TASK)
     if bad:
         (place / patch_name(sha256_hex(bad))).write_bytes(bad)
-    (place / STATE).unlink()
-    damaged = DAMAGES[damage]
-    if damaged is not None:
-        (place / STATE).write_bytes(damaged)
-    what = f"{runtime}, {refusal or 'no bad patch'}, STATE {damage}"
-    expected = {TASK: sha256_hex(good)}
+    for name in records:
+        (place / name).unlink()
+        damaged = DAMAGES[damage]
+        if damaged is not None:
+            (place / name).write_bytes(damaged)
+    what = f"{runtime}, {refusal or 'no bad patch'}, {records} {damage}"
+    shipped = bundle.manifest.files[bundle.task(TASK).file].sha256
+    expected = {TASK: shipped} if COPY not in records else {}
     assert dict(store.active()) == expected, what
     assert len(store.list()) == 2 + bool(bad), what  # what ships is there, too
     with Engine.open(bundle, runtime, store=store, refresh_seconds=None) as engine:
-        assert engine.versions[TASK] == sha256_hex(good), what
+        assert engine.versions[TASK] == shipped, what
         assert engine.store_problem is None, what
     recovery = store.recover()
     assert recovery is not None, what
     assert dict(recovery.active) == expected, what
-    assert [one.split(": ")[0] for one in recovery.refused.values()] == [refusal] * bool(bad), what
+    refused = [refusal] if bad and refusal != SOUND and not expected else []
+    assert [one.split(": ")[0] for one in recovery.refused.values()] == refused, what
+    _check_floor(store, good, what)
+
+
+def _check_floor(store: Store, good: bytes, what: str) -> None:
+    """An older number than that of the patch that was reverted is refused."""
     assert store.recover() is None, what
-    assert (place / STATE).is_file(), what
+    header = check_patch_file(good, replace(store.policy, floor=0)).header
+    older = build_patch(replace(header, sequence=1), read_container(good).payload)
+    try:
+        store.install(add_signature(older, KEY, 0))
+        code = "taken"
+    except PatchRefusedError as error:
+        code = error.code
+    assert code == "sequence", f"{what}: an older patch: {code}"
 
 
 def _try_unreadable(place: Path, bundle: Bundle, runtime: str) -> None:

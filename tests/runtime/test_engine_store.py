@@ -19,7 +19,7 @@ from patchdeploy.errors import (
     StorageError,
     UnknownTaskError,
 )
-from patchdeploy.patchfile.keys import SigningKey
+from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import GoldenInputs, Release, Signer, pack_patch
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
@@ -191,29 +191,35 @@ def pack_wide(wide, sequence):
     return pack_patch(patch, wide.coding_table, wide.base_files(), release=release)
 
 
-def test_a_patch_for_a_resolution_that_the_base_file_lacks_is_refused_and_harms_nothing(
-    bundle, wide, tmp_path
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])  # an ONNX file is of any resolution
+def test_a_patch_for_a_resolution_that_the_bundle_lacks_is_refused_and_harms_nothing(
+    bundle, wide, tmp_path, runtime
 ):
     assert wide.coding_table.sha256 == bundle.coding_table.sha256
     data = pack_wide(wide, 7).data
-    store = open_store(tmp_path / "store", bundle)
+    store = open_store(tmp_path / "store", bundle, runtime)
     with pytest.raises(PatchRefusedError) as caught:
         store.install(data)
-    assert caught.value.code == "result"
+    assert str(caught.value) == (
+        "patch refused (resolution): resolution is 32 px; it must be one of 16, 24 px, which the "
+        "base files at hand were made for; use a patch that was packed for this app and base"
+    )
     report = verify_patch(data, bundle)
-    assert (report.ok, report.refused.code) == (False, "result")
+    assert (report.ok, report.refused.code) == (False, "resolution")
     good = pack(bundle, seed=8, sequence=2)
     store.install(good.data)
-    name = f"{sha256_hex(data)}.pdp"
-    (tmp_path / "store" / name).write_bytes(data)
-    (tmp_path / "store" / "STATE").unlink()
-    assert dict(store.active()) == {"first": sha256_hex(good.data)}
+    (tmp_path / "store" / f"{sha256_hex(data)}.pdp").write_bytes(data)
+    for name in ("STATE", "STATE.copy"):
+        (tmp_path / "store" / name).unlink()
     assert len(store.list()) == 3  # the bundle's own, the good one, the bad one
-    with Engine.open(bundle, store=store) as engine:
-        assert engine.versions["first"] == sha256_hex(good.data)
+    shipped = bundle.manifest.files[bundle.task("first").file].sha256
+    with Engine.open(bundle, runtime, store=store) as engine:
+        assert engine.versions["first"] == shipped
+        assert engine.resolutions("first") == (16, 24)
     recovery = store.recover()
-    assert list(recovery.refused) == [name]
-    assert "patch refused (result)" in recovery.refused[name]
+    assert list(recovery.refused) == [f"{sha256_hex(data)}.pdp"]
+    assert "patch refused (resolution)" in recovery.refused[f"{sha256_hex(data)}.pdp"]
+    assert store.activate(sha256_hex(good.data)).changed
 
 
 def test_an_update_of_the_app_with_other_base_files_runs_the_bundles_patch(
@@ -225,19 +231,19 @@ def test_an_update_of_the_app_with_other_base_files_runs_the_bundles_patch(
         assert engine.resolutions("first") == (16, 24)
         entry = bundle.manifest.files[bundle.task("first").file]
         assert engine.versions["first"] == entry.sha256
-        assert "task first stays as it is: patch refused (result)" in caplog.text
+        assert "task first stays as it is: patch refused (resolution)" in caplog.text
         caplog.clear()
         assert engine.refresh() == ()
         assert caplog.text == ""  # the same files are not looked at again
 
 
-def test_a_damaged_state_is_rebuilt_once_and_not_at_every_look(bundle, tmp_path, caplog):
+def test_a_damaged_state_is_said_once_and_not_at_every_look(bundle, tmp_path, caplog):
     store = open_store(tmp_path / "store", bundle)
     installed = store.install(pack(bundle, seed=8).data)
     (tmp_path / "store" / "STATE").write_bytes(b"?")
     with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
         assert engine.versions["first"] == installed.sha256
-        assert "was rebuilt" in caplog.text
+        assert caplog.text.count("is lost or damaged") == 1
         caplog.clear()
         assert engine.refresh() == ()
         assert caplog.text == ""
@@ -301,20 +307,73 @@ def test_a_defect_while_looking_in_the_background_is_logged_and_not_lost(bundle,
     assert "TypeError: a defect" in caplog.text
 
 
-def test_a_damaged_state_and_no_runtime_to_prove_patches_on_forgets_no_patch(bundle, tmp_path):
-    installed = open_store(tmp_path / "store", bundle).install(pack(bundle, seed=8).data)
-    (tmp_path / "store" / "STATE").write_bytes(b"?")
-    store = open_store(tmp_path / "store", bundle, package="not_there")
-    newer = pack(bundle, seed=9, sequence=3).data
-    for act in (store.active, store.list, store.clean_up, lambda: store.install(newer)):
-        with pytest.raises(ConfigError, match="not_there"):
-            act()
+def test_a_store_that_lost_its_state_is_read_without_a_runtime_and_without_a_patch_file(
+    bundle, tmp_path
+):
+    for sequence in (2, 3):
+        open_store(tmp_path / "store", bundle).install(pack(bundle, sequence=sequence).data)
+    shipped = bundle.manifest.files[bundle.task("first").file].sha256
+    files = CountingFiles()
+    store = replace(open_store(tmp_path / "store", bundle, package="not_there"), files=files)
+    for names, active, reads in ((["STATE"], {"first"}, 1), (["STATE.copy"], set(), 0)):
+        for name in names:
+            (tmp_path / "store" / name).unlink()
+        files.patches_read = 0
+        with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+            assert engine.store_problem is None
+            assert (engine.versions["first"] == shipped) == (not active)
+            assert engine.refresh() == engine.refresh() == ()
+        assert files.patches_read == reads
+        assert set(store.active()) == active
+
+
+OTHER = SigningKey.from_seed(b"another test key of these tests.")
+REVOKED = TrustedKeys((None, OTHER.public), 1)
+
+
+def pack_other(bundle, seed, sequence, task="first"):
+    """A patch that the key signs which is in the new list alone."""
+    return pack_patch(
+        make_patch(task=task, seed=seed)[1],
+        bundle.coding_table,
+        bundle.base_files(),
+        release=Release(sequence, signers=(Signer(OTHER, 1),)),
+    )
+
+
+def test_a_bundles_own_patches_of_a_revoked_key_do_not_run(bundle, tmp_path, caplog):
+    store = open_store(tmp_path / "store", bundle, trusted=REVOKED)
     with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
-        assert "not_there" in engine.store_problem
-        entry = bundle.manifest.files[bundle.task("first").file]
-        assert engine.versions["first"] == entry.sha256
-    assert (tmp_path / "store" / "STATE").read_bytes() == b"?"
-    assert open_store(tmp_path / "store", bundle).active() == {"first": installed.sha256}
+        assert engine.tasks == ()
+        assert "task first CANNOT RUN, none of its patches may be used" in caplog.text
+        for act in (engine.classes, engine.prewarm, lambda task: engine.classify("x.png", task)):
+            with pytest.raises(PatchRefusedError) as caught:
+                act("first")
+            assert caught.value.code == "key_unknown"
+        good = pack_other(bundle, seed=61, sequence=1)
+        store.install(good.data)
+        assert engine.refresh() == ("first",)
+        images = random_images(2, 16)
+        answers = engine.logits(images, "first", 16)
+        assert np.array_equal(answers, expected(bundle, good, 16, images, tmp_path / "own"))
+        with pytest.raises(PatchRefusedError):
+            engine.classes("second")
+
+
+def test_an_engine_that_runs_drops_a_patch_when_its_key_is_revoked(bundle, tmp_path, caplog):
+    store = open_store(tmp_path / "store", bundle)
+    store.install(pack(bundle, seed=8).data)
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        engine.prewarm("first", 16)
+        newer = open_store(tmp_path / "store", bundle, trusted=REVOKED)  # another process
+        newer.install(pack_other(bundle, seed=9, sequence=1, task="second").data)
+        assert engine.refresh() == ("first", "second")
+        assert engine.tasks == ("second",)
+        assert engine.residents == ()
+        with pytest.raises(PatchRefusedError, match="key_unknown"):
+            engine.logits(random_images(1, 16), "first", 16)
+    with Engine.open(bundle, store=open_store(tmp_path / "store", bundle)) as engine:
+        assert engine.tasks == ("second",)  # the bundle's own list is an old one
 
 
 class Forgetful:
