@@ -102,6 +102,8 @@ def decode(payload: bytes, header: dict, table: Table) -> Decoded:
     if len(parts[6]) != runs * owned or len(parts[7]) != runs * classes * head_row:
         raise Refused("parts")
     tolerance, thumbnails, scores = read_golden(parts[8], runtimes, sides, classes)
+    if len(thumbnails) // 192 * sum(px * px for px in sides) > 2**24:
+        raise Refused("work")
     for t, e in zip(steps_t, steps_e, strict=True):
         if (t > 12 and t != 255) or (e < -126 and e != -128):
             raise Refused("values")

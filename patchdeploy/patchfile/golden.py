@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.errors import ConfigError, PatchRefusedError
+from patchdeploy.patchfile.header import MAX_WORK
 
 SIDE = 8
 """Pixels of a thumbnail's side."""
 MAX_IMAGES = 8
+_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +56,12 @@ def enlarge(thumbnails: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]
     down = part[:, None, None]
     rows: NDArray[np.int32] = wide[:, low] * (256 - down) + wide[:, high] * down
     across = part[:, None]
-    both: NDArray[np.int32] = rows[:, :, low] * (256 - across) + rows[:, :, high] * across
-    pixels: NDArray[np.int32] = (both + (1 << 15)) >> 16
-    return pixels.astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.empty((len(wide), resolution, resolution, 3), np.uint8)
+    for start in range(0, resolution, _ROWS):  # sums of a few rows at a time
+        some = rows[:, start : start + _ROWS]
+        both: NDArray[np.int32] = some[:, :, low] * (256 - across) + some[:, :, high] * across
+        pixels[:, start : start + _ROWS] = (both + (1 << 15)) >> 16
+    return pixels
 
 
 def check_golden(
@@ -121,6 +126,23 @@ def golden_bytes(
     ordered = [golden.scores[name][px] for name in sorted(runtimes) for px in resolutions]
     scores = b"".join(one.tobytes() for one in ordered)
     return bytes([count, golden.tolerance_lsb]) + golden.thumbnails.tobytes() + scores
+
+
+def check_work(images: int, resolutions: Sequence[int]) -> None:
+    """Check what a self-test asks of a device, before any model of it is loaded.
+
+    Raises:
+        PatchRefusedError: code "work": images times the sum of px^2 is above `MAX_WORK`.
+    """
+    pixels = images * sum(px * px for px in resolutions)
+    if pixels > MAX_WORK:
+        raise PatchRefusedError(
+            "work",
+            "self-test",
+            f"of at most {MAX_WORK} pixels: images times the sum of px^2",
+            f"of {pixels}: {images} images at {', '.join(map(str, resolutions))} px",
+            "pack the task again with fewer images in its self-test",
+        )
 
 
 def golden_length(images: int, runs: int, classes: int) -> int:

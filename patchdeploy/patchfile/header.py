@@ -24,6 +24,9 @@ MAX_PAYLOAD_BYTES = 8 * 2**20
 MAX_CLASSES = 65_536
 MAX_RESOLUTIONS = 16
 MAX_RESOLUTION = 4096
+MAX_WORK = 2**24
+"""Pixels that the self-test of a patch may ask a device for: the sum of px^2 over the resolutions,
+times the images. As much as one image of 4096 x 4096; eight at 224 px are 0.4 million."""
 MAX_RUNTIMES = 8
 MAX_INT32 = 2**31 - 1
 
@@ -52,7 +55,8 @@ class PatchHeader:
         engine: least `ENGINE_VERSION` that can decode it.
         expires: Unix seconds from which on it is not installed; 0: never.
         payload_sha256, payload_bytes: of the payload.
-        resolutions: sides in pixels; further ones are coded against the first.
+        resolutions: sides in pixels, of `MAX_WORK` pixels together at most; further ones are coded
+            against the first.
         results: SHA-256 of the base file with the patch laid over, by runtime and resolution.
         sequence: greater for a newer patch of the same task.
         sites: (first, count) of each run of slots that it sets; sorted, never touching.
@@ -176,6 +180,10 @@ def _resolutions(value: object) -> tuple[int, ...]:
         _integer(px, f"{field}[{k}]", 1, MAX_RESOLUTION)
     if len(set(sides)) < len(sides):
         raise _refusal(field, "different sides", value)
+    pixels = sum(px * px for px in sides)
+    if pixels > MAX_WORK:
+        rule = f"sides whose squares make at most {MAX_WORK} together"
+        raise _refusal(field, rule, f"{value}, {pixels}", quote=False)
     return tuple(sides)
 
 

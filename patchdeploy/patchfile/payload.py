@@ -25,6 +25,7 @@ from patchdeploy.errors import ConfigError, UnknownResolutionError
 from patchdeploy.patchfile.golden import (
     MAX_IMAGES,
     Golden,
+    check_work,
     golden_bytes,
     golden_length,
     read_golden,
@@ -82,7 +83,8 @@ def encode_payload(
     Raises:
         PatchFileError, HeadCapacityError, ConfigError: see `check_patch`; metrics or labels that
             no file can hold.
-        PatchRefusedError: code "values": a value that no patch file may hold.
+        PatchRefusedError: code "values": a value that no patch file may hold; "work": more images
+            in its self-test than these resolutions allow.
     """
     check_patch(patch, table.layout)
     check_steps(steps, table)
@@ -92,6 +94,7 @@ def encode_payload(
     decoded = replace(patch, values=decode_values(codes, table))
     if make_golden is not None:
         decoded = replace(decoded, golden=make_golden(decoded))
+    check_work(0 if decoded.golden is None else len(decoded.golden.thumbnails), sides)
     contents = {
         "labels": _label_bytes(patch.classes),
         "notes": _notes_bytes(patch.task, patch.metrics),
@@ -117,7 +120,7 @@ def decode_payload(
         resolution: decode this one alone, which is faster; by default all.
 
     Raises:
-        PatchRefusedError: codes "sites", "inflate", "parts", "values".
+        PatchRefusedError: codes "sites", "inflate", "parts", "work", "values".
         UnknownResolutionError: ``resolution`` is not in it.
     """
     if resolution is not None and resolution not in header.resolutions:
@@ -135,6 +138,7 @@ def decode_payload(
     steps = _read_steps(bytes(contents["steps"]), lengths)
     codes = PatchCodes(steps, classes, _read_codes(contents, sides, lengths))
     golden = read_golden(bytes(contents["golden"]), runtimes, sides, classes)
+    check_work(0 if golden is None else len(golden.thumbnails), sides)
     check_steps(steps, table)
     values = decode_values(codes, table, resolution)
     return PatchFile(header.task, labels, header.base_sha256, values, notes, golden)

@@ -14,7 +14,7 @@ from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError, RuntimeBackendError
 from patchdeploy.patchfile.golden import check_golden, enlarge
 from patchdeploy.patchfile.values import PatchFile
-from patchdeploy.runtime.backend import Backend
+from patchdeploy.runtime.backend import Backend, Resident
 from patchdeploy.slots import PatchValues
 
 
@@ -36,24 +36,30 @@ def run_self_test(
     measured = {}
     for px, values in patch.values.items():
         try:
-            resident = backend.load(values, px)
-            if patch.golden is None:
-                continue
-            scores = resident.run(enlarge(patch.golden.thumbnails, px))
-        except RuntimeBackendError as error:
+            scores = _run_all(backend.load(values, px), patch, px)
+        except (RuntimeBackendError, MemoryError) as error:
             raise PatchRefusedError(
                 "load",
                 f"model of task {patch.task!r} at {px} px",
                 f"one that {backend.name} {backend.version} runs",
-                f"refused ({error})",
+                f"refused ({str(error) or 'out of memory'})",
                 "keep the patch that is active and pack this task again",
             ) from error
+        if patch.golden is None:
+            continue
         measured[px] = score_codes(scores[:, : len(patch.classes)], values, table)
     if patch.golden is None:
         return None
     return check_golden(
         patch.golden, format_name, measured, f"{backend.name} on task {patch.task!r}"
     )
+
+
+def _run_all(resident: Resident, patch: PatchFile, resolution: int) -> NDArray[np.float32]:
+    """float32 [images, head capacity]: one image at a time, so that memory is that of one."""
+    thumbnails = () if patch.golden is None else patch.golden.thumbnails
+    scores = [resident.run(enlarge(one[None], resolution)) for one in thumbnails]
+    return np.concatenate(scores) if scores else np.empty((0, 0), np.float32)
 
 
 def score_codes(

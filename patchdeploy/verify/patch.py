@@ -34,7 +34,7 @@ STAGES = (
     (4, "payload", "length payload_hash"),
     (5, "place", "runtime engine base task resolution"),
     (6, "time", "sequence expired"),
-    (7, "parts", "sites inflate parts"),
+    (7, "parts", "sites inflate parts work"),
     (8, "values", "values"),
     (9, "results", "result"),
     (9, "self-test", "load self_test"),

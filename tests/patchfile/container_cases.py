@@ -107,7 +107,8 @@ NAMES = "abcdefghijklmnopqrstuvwxyz0123456789_-"
 def headers(draw, payload: bytes = PAYLOAD) -> PatchHeader:
     """Any header that keeps the rules, bounds included."""
     exact = st.integers(1, 2**53 - 1)
-    sides = draw(st.lists(st.integers(1, 4096), min_size=1, max_size=16, unique=True))
+    several = st.lists(st.integers(1, 1024), min_size=1, max_size=16, unique=True)  # 2^24 pixels
+    sides = draw(st.one_of(several, st.integers(1, 4096).map(lambda px: [px])))
     runtimes = draw(st.lists(st.text(NAMES, min_size=1, max_size=32), min_size=1, max_size=8))
     steps = draw(st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99)), min_size=1))
     sites, at = [], draw(st.integers(0, 2)) - 1

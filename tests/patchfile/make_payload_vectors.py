@@ -276,6 +276,25 @@ def bad_parts() -> list[tuple]:
     return [(name, data, code, {}) for name, (data, code) in files.items()]
 
 
+def bad_work() -> list[tuple]:
+    """More pixels in the self-test than a patch may ask for."""
+
+    def asking(images: int, sides: tuple[int, ...], **changes: bytes) -> tuple[bytes, str, dict]:
+        golden = bytes([images, 8]) + bytes(192 * images) + bytes(CLASSES * images * len(sides))
+        results = {"onnx": {str(px): sha(b"r") for px in sides}}
+        data = payload(contents(len(sides), golden=golden, **changes))
+        return data, "work", {"resolutions": list(sides), "results": results}
+
+    bad_step = {"steps": b"\0\x0d\0" + b"\xf8" * 3}
+    cases = {
+        "two images at 4096 px": asking(2, (4096,)),
+        "eight images at 1449 px": asking(8, (1449,)),
+        "three images at three sides": asking(3, (2047, 1023, 600)),
+        "order: work before values": asking(5, (2048,), **bad_step),
+    }
+    return [(name, *one) for name, one in cases.items()]
+
+
 def bits(value: float) -> int:
     return struct.unpack("<I", struct.pack("<f", value))[0]
 
@@ -337,7 +356,7 @@ def entry(name: str, data: bytes, code: str, sides: tuple[int, ...] = (16,), **c
 
 
 def make_payload_vectors() -> dict:
-    bad = bad_sites() + bad_parts() + bad_values()
+    bad = bad_sites() + bad_parts() + bad_work() + bad_values()
     good = [good_vector(*one) for one in good_cases() + edges()]
     return {
         "about": "Patch files over one tiny base for readers in any language; see "

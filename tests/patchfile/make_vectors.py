@@ -32,6 +32,7 @@ POLICY = {
     "task": "flowers",
     "base_sha256": sha(b"base"),
     "base_bytes": 1000,
+    "resolutions": None,
     "floor": 7,
     "now": 2_000_000_000,
     "engine": 1,
@@ -39,6 +40,15 @@ POLICY = {
 TWO = {"threshold": 2}
 REVOKED = {"trusted": [None, *POLICY["trusted"][1:]]}
 OTHER_HASH = sha(b"another")
+
+
+SIDES = {"resolutions": [64, 80, 96]}
+
+
+def two_sides(*sides: int) -> dict:
+    return document(
+        resolutions=list(sides), results={"onnx": {str(px): sha(b"%d" % px) for px in sides}}
+    )
 
 
 def good_files() -> list[tuple]:
@@ -70,6 +80,9 @@ def good_files() -> list[tuple]:
         ("three resolutions, two runtimes, three runs", forge(many), {}, [0]),
         ("every field at its largest", forge(largest), anything, [0]),
         ("needs an older engine", GOOD, {"engine": 2}, [0]),
+        ("the most pixels but 91 that two sides can have", forge(two_sides(4095, 90)), {}, [0]),
+        ("for the one side at hand", GOOD, {"resolutions": [64]}, [0]),
+        ("for two of three sides at hand", forge(two_sides(96, 64)), SIDES, [0]),
     ]
 
 
@@ -260,6 +273,9 @@ def bad_fields() -> list[tuple]:
         "17 resolutions": document(
             resolutions=sides, results={"onnx": {str(px): digest for px in sides}}
         ),
+        "sides of 2^24 + 90 pixels together": two_sides(4095, 91),
+        "a side of 4096 and another": two_sides(4096, 1),
+        "sixteen sides of 1040 to 1025": two_sides(*range(1040, 1024, -1)),
         "no runtime": document(results={}),
         "9 runtimes": document(results={f"r{k}": hashes for k in range(9)}),
         "runtime with a capital": document(results={"ONNX": hashes}),
@@ -300,6 +316,9 @@ def bad_payload_place_time() -> list[tuple]:
         ("another base", forge(document(base=other)), {}, "base"),
         ("a base of another length", forge(document(base=longer)), {}, "base"),
         ("another task", forge(document(task="food")), {}, "task"),
+        ("a side that is not at hand", forge(two_sides(96, 48)), SIDES, "resolution"),
+        ("the first side not at hand", forge(two_sides(97, 64)), SIDES, "resolution"),
+        ("no side at hand", GOOD, {"resolutions": []}, "resolution"),
         ("older than the floor", forge(document(sequence=6)), {}, "sequence"),
         ("expires now", forge(document(expires=2_000_000_000)), {}, "expired"),
         ("expired long ago", forge(document(expires=1)), {}, "expired"),
@@ -314,14 +333,16 @@ def bad_payload_place_time() -> list[tuple]:
         ("runtime before engine", {"results": {"coreml": {"64": OTHER_HASH}}}, "runtime"),
         ("engine before base", {"engine": 2}, "engine"),
         ("base before task", {"base": other}, "base"),
-        ("task before sequence", {"task": "food"}, "task"),
+        ("task before resolution", {"task": "food"}, "task"),
+        ("resolution before sequence", {}, "resolution"),
         ("sequence before expiry", {"sequence": 6}, "sequence"),
     ]
     changes: dict = {"expires": 1}
-    cases = []
+    cases: list[tuple] = []
     for name, change, code in reversed(failing):
         changes = {**changes, **change}
-        cases.append((f"order: {name}", forge(document(**changes)), {}, code))
+        policy = {} if code == "sequence" else {"resolutions": []}
+        cases.append((f"order: {name}", forge(document(**changes)), policy, code))
     return files + cases[::-1]
 
 

@@ -20,7 +20,7 @@ CODES = (
     *("too_large", "truncated", "magic", "header_length", "reserved", "signature_count"),
     *("unsigned", "key_unknown", "key_repeated", "signature", "threshold"),
     *("header_text", "header_field", "length", "payload_hash"),
-    *("runtime", "engine", "base", "task", "sequence", "expired"),
+    *("runtime", "engine", "base", "task", "resolution", "sequence", "expired"),
 )
 
 
@@ -36,7 +36,9 @@ def policy_of(case: dict) -> Policy:
         trusted = TrustedKeys(
             tuple(None if key is None else bytes.fromhex(key) for key in keys), threshold
         )
-    return Policy(trusted, **fields)
+    sides = fields.pop("resolutions")
+    resolutions = None if sides is None else frozenset(sides)
+    return Policy(trusted, **fields, resolutions=resolutions)
 
 
 def test_the_file_holds_what_its_script_makes():
@@ -58,7 +60,7 @@ def test_the_page_names_every_code_once_in_the_order_of_the_checks_but_truncated
     found.reverse()
     found.remove("truncated")  # the second, after the signature count
     found.reverse()
-    later = ["sites", "inflate", "parts", "values", "result", "load", "self_test", "commit"]
+    later = ["sites", "inflate", "parts", "work", "values", "result", "load", "self_test", "commit"]
     assert found == [*CODES, *later]
 
 
