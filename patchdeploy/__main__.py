@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
@@ -14,6 +15,7 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Entry point."""
+    _fill_closed_handles()
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else whoever started this wants it ignored
         signal.signal(signal.SIGINT, _leave)
@@ -21,6 +23,23 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, before)
     run()
+
+
+def _fill_closed_handles() -> None:
+    """Open what stands for standard input, output and error on nothing where it is closed.
+
+    A file that a command opens would get the number, and be written over by whatever a library
+    says there. That standard output is missing is still seen: ``sys.stdout`` is None.
+    """
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

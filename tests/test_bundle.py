@@ -459,8 +459,11 @@ def test_the_size_report_adds_up(original):
         assert sizes["shared_bytes"] + sum(sizes["slot_bytes"].values()) == sizes["file_bytes"]
         assert sizes["duplicated_bytes"] == 0
         patches = sum(task["file_bytes"] for task in report["tasks"].values())
-        shipped = sizes["file_bytes"] + sizes["slot_table_bytes"] + patches
-        assert report["totals"][name]["shipped_bytes"] == shipped
+        totals = report["totals"][name]
+        needed = [f"base.{name}", f"base.{name}.slots.json", "base.coding", "manifest.json"]
+        on_disk = sum((original / one).stat().st_size for one in needed) + patches
+        assert totals["shipped_bytes"] == on_disk == sum(totals["shipped_part_bytes"].values())
+        assert totals["shipped_part_bytes"]["patches"] == patches
     assert set(report["formats"]["tflite"]["slot_bytes"]) == {"all", "16", "24"}
     assert set(report["formats"]["onnx"]["slot_bytes"]) == {"all"}
     first = report["tasks"]["first"]

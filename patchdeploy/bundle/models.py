@@ -98,8 +98,8 @@ def size_report(bundle: Bundle) -> dict[str, Any]:
     was deployed without its reference).
     ``tasks.<name>``: the patch file's bytes by part, what of it is the head, and per resolution
     what it privately sets in each format's file.
-    ``totals.<name>``: bytes that an app with this runtime ships, against one whole model for
-    every task and resolution.
+    ``totals.<name>``: bytes that an app with this runtime ships, by what they are and in all,
+    against one whole model for every task and resolution.
     """
     tables = {name: bundle.table(name) for name in bundle.formats}
     tasks = {name: _task_sizes(bundle, name, tables) for name in bundle.tasks}
@@ -110,7 +110,7 @@ def size_report(bundle: Bundle) -> dict[str, Any]:
         "files": {path: entry.bytes for path, entry in sorted(bundle.manifest.files.items())},
         "formats": formats,
         "tasks": tasks,
-        "totals": {name: _totals(formats[name], tasks) for name in tables},
+        "totals": {name: _totals(bundle, formats[name], tasks) for name in tables},
     }
 
 
@@ -171,13 +171,21 @@ def _task_sizes(bundle: Bundle, task: str, tables: Mapping[str, SlotTable]) -> d
     }
 
 
-def _totals(sizes: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, int]:
-    patches = sum(task["file_bytes"] for task in tasks.values())
+def _totals(bundle: Bundle, sizes: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = bundle.manifest
+    parts = {
+        "base": sizes["file_bytes"],
+        "slot_table": sizes["slot_table_bytes"],
+        "coding_table": manifest.files[manifest.coding].bytes,
+        "manifest": len(manifest.to_json()),
+        "patches": sum(task["file_bytes"] for task in tasks.values()),
+    }
     pairs = sum(len(task["resolutions"]) for task in tasks.values())
     others = [count for px, count in sizes["slot_bytes"].items() if px != "all"]
     single = sizes["file_bytes"] - sum(others[1:])
     return {
-        "shipped_bytes": sizes["file_bytes"] + sizes["slot_table_bytes"] + patches,
+        "shipped_bytes": sum(parts.values()),
+        "shipped_part_bytes": parts,
         "whole_models": pairs,
         "whole_models_bytes": pairs * single,
     }

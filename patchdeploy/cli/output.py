@@ -25,9 +25,15 @@ def checked_output() -> Iterator[None]:
     """A block whose standard output is on its way to the reader when the block ends.
 
     Raises:
-        StorageError: standard output did not take it all.
+        StorageError: standard output is closed, and the block is not begun; or it did not take
+            it all.
     """
     before = sys.stdout
+    if before is None:
+        raise StorageError(
+            "cannot write standard output: it is closed; it must take all that the command prints; "
+            "leave it open, or write it to a file or to /dev/null"
+        )
     sys.stdout = cast(TextIO, _Output(before))
     try:
         try:

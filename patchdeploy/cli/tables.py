@@ -79,6 +79,11 @@ def size_tables(report: dict[str, Any]) -> list[Table]:
         ]
         for name, sizes in report["formats"].items()
     ]
+    ships = [
+        [name, *(f"{count:,}" for count in totals["shipped_part_bytes"].values())]
+        + [f"{totals['shipped_bytes']:,}"]
+        for name, totals in report["totals"].items()
+    ]
     tasks = [
         [
             name,
@@ -96,6 +101,11 @@ def size_tables(report: dict[str, Any]) -> list[Table]:
             "Base files, bytes",
             ["format", "file", "shared", "private", "duplicated", "app ships", "whole models"],
             shared,
+        ),
+        make_table(
+            "App ships, bytes",
+            ["format", "base", "slot table", "coding table", "manifest", "patches", "all"],
+            ships,
         ),
         make_table(
             "Patches, bytes",

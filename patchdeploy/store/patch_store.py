@@ -63,6 +63,8 @@ from patchdeploy.store.state import HEX64, StoreState
 __all__ = ["Entry", "Hooks", "Installed", "Recovery", "Shipped", "Status", "Store", "StoredPatch"]
 
 LOGGER = logging.getLogger("patchdeploy.store")
+GONE = "the file is gone"
+"""What is wrong with a patch that STATE names and the folder has not."""
 
 
 def read_clock() -> int:
@@ -202,9 +204,21 @@ class Store:
         """
         self._demand_store("list the patches")
         with self._place.disk("list the patches"):
+            entries = self._entries()
+        return tuple(sorted(entries, key=lambda one: (one.task or "~", one.sequence or 0)))
+
+    def _entries(self) -> list[Entry]:
+        """A file that is removed while it is looked for is no fault: a writer is at work.
+
+        It is one where the STATE that names it still stands afterwards.
+        """
+        while True:
             state = self._find_aloud().state
             entries = [self._entry(one, state) for one in state.named | self._place.patches()]
-        return tuple(sorted(entries, key=lambda one: (one.task or "~", one.sequence or 0)))
+            missing = {one.sha256 for one in entries if one.problem == GONE}
+            if not missing or self._find().state == state:
+                removed = missing - state.named
+                return [one for one in entries if one.sha256 not in removed]
 
     def clean_up(self) -> tuple[str, ...]:
         """Remove what a crash left and every patch that is neither active nor previous.
@@ -487,7 +501,7 @@ class Store:
                 self._check(data, state) if task is None else self._check_task(data, task, state)
             )
         except FileNotFoundError:
-            return Entry(sha256, status, task, None, None, None, "the file is gone")
+            return Entry(sha256, status, task, None, None, None, GONE)
         except (IntegrityError, PatchRefusedError) as error:
             return Entry(sha256, status, task, None, None, file_bytes, str(error))
         header = checked.header

@@ -107,6 +107,33 @@ def test_a_pipe_that_nobody_reads_ends_with_4(place):
     os.close(writer)
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_a_closed_standard_output_ends_with_4_before_the_work(place, tmp_path, closed):
+    """A key file would else get the number of standard output, and what is printed in it."""
+    out = tmp_path / "new.pem"
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" keys new "$1" {closed}', COMMAND, str(out)],
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert not out.exists()
+    if "2>&-" not in closed:
+        assert b"cannot write standard output: it is closed" in done.stderr
+
+
+def test_a_closed_standard_error_or_input_changes_nothing(place, tmp_path):
+    out = tmp_path / "new.pem"
+    done = subprocess.run(
+        ["sh", "-c", '"$0" keys new "$1" 2>&- <&-', COMMAND, str(out)],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert out.read_bytes().startswith(b"-----BEGIN ")
+    assert done.stdout
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_no_text_is_shown_and_commands_no_terminal(place, name):
     arguments = commands(place)[name]

@@ -35,6 +35,7 @@ from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Entry, Installed, Shipped, Store, read_clock
+from patchdeploy.store.files import DiskFiles
 from patchdeploy.store.folder import STATE, patch_name
 from patchdeploy.store.state import Floor, StoreState
 
@@ -128,6 +129,34 @@ def test_the_list_says_what_each_file_is_and_what_is_wrong_with_it():
         Entry("0" * 64, "installed", None, None, None, None, damaged),
         Entry(sha256_hex(foreign), "installed", None, None, None, len(foreign), unsigned),
     }
+
+
+def test_a_list_beside_a_writer_shows_no_file_as_gone(tmp_path):
+    """What it has seen named, or in the folder, is removed before it is read."""
+    writer = open_store(tmp_path / "store")
+    install_all(1, 2)(writer)
+    writer.install(make_patch(3), activate=False)
+
+    class Racing(DiskFiles):
+        def names(self, folder):
+            found = super().names(folder)
+            if writers:
+                writers.pop()()
+            return found
+
+    reader = open_store(tmp_path / "store", Racing())
+    writers = [writer.clean_up]  # the one that was kept is in the folder, and named by nothing
+    assert [(one.sequence, one.problem) for one in reader.list()] == [(1, None), (2, None)]
+
+    def replace_all():
+        install_all(4, 5)(writer)
+        writer.clean_up()
+
+    writers = [replace_all]
+    assert [(one.sequence, one.problem) for one in reader.list()] == [(4, None), (5, None)]
+    assert not writers
+    (tmp_path / "store" / patch_name(hash_of(4))).unlink()
+    assert [one.problem for one in reader.list()].count("the file is gone") == 1
 
 
 def test_a_store_that_is_not_there_has_nothing_active_and_is_not_made_by_reading(tmp_path):
