@@ -6,7 +6,7 @@ count, swap times; all candidates interleaved in one run. Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.bundle import Bundle
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import ConfigError, DataError, UnknownTaskError
+from patchdeploy.errors import ConfigError, DataError, PatchError, UnknownTaskError
 from patchdeploy.measure import describe_device, measure_interleaved
 from patchdeploy.runtime import Engine
+from patchdeploy.store import Store
 from patchdeploy.verify.images import BATCH, task_labels
 
 Progress = Callable[[str], None]
@@ -36,27 +38,66 @@ class TaskAccuracy:
     images: int
 
 
+def open_engine(
+    bundle: Path | str | Bundle, runtime: str, threads: int = 1, store: Store | None = None
+) -> Engine:
+    """An engine for figures: what ``store`` has active runs, or an error says why it cannot.
+
+    Raises:
+        PatchdeployError: as `Engine.open`; or the store, or a patch that is active in it and would
+            run, cannot be used.
+    """
+    engine = Engine.open(
+        bundle, runtime=runtime, threads=threads, store=store, refresh_seconds=None
+    )
+    try:
+        if store is not None:
+            _check_runs(engine, store)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _check_runs(engine: Engine, store: Store) -> None:
+    """An engine that cannot use a patch of a store goes on with the bundle's; figures must not."""
+    engine.refresh()
+    for task, sha256 in store.active().items():
+        if engine.versions.get(task) == sha256:
+            continue
+        sequence = store.read(task).checked.header.sequence  # raises what is wrong with it
+        shipped = engine.bundle.header(task).sequence if task in engine.bundle.tasks else 0
+        if sequence >= shipped:
+            raise PatchError(
+                f"store {store.folder} has patch {sha256[:16]} active for task {task!r}; the "
+                f"engine over bundle {engine.bundle.path} cannot use it, and the log says why; "
+                "install a patch that it can use, or leave the store out"
+            )
+
+
 def evaluate_task(
-    bundle: Path | str,
+    bundle: Path | str | Bundle,
     dataset: ImageDataset,
     task: str,
     *,
     runtime: str = "litert",
     threads: int = 1,
     limit: int | None = None,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> list[TaskAccuracy]:
     """Top-1 of ``task`` at each of its resolutions, on the first ``limit`` shuffled images.
 
     Args:
         dataset: images of the task's classes, which may come in another order.
+        store: its active patches run in the place of the bundle's older ones.
         progress: told the resolution and the images done, now and then.
 
     Raises:
         DataError: no images, or the data set's classes are not the task's.
         UnknownTaskError: the bundle has no such task.
     """
-    with Engine.open(bundle, runtime=runtime, threads=threads) as engine:
+    with open_engine(bundle, runtime, threads, store) as engine:
         chosen = sample(dataset, limit)
         labels = _labels_of(engine.classes(task), task, chosen)
         rows = []
@@ -106,12 +147,13 @@ def top1(
 
 
 def bench_bundle(
-    bundle: Path | str,
+    bundle: Path | str | Bundle,
     *,
     runtimes: Sequence[str] = ("litert", "onnxruntime"),
     threads: Sequence[int] = (1, 2),
     rounds: int = 50,
     warmup: int = 5,
+    stores: Mapping[str, Store | None] | None = None,
 ) -> dict[str, Any]:
     """Latency of every resolution and swap times, as plain JSON values.
 
@@ -119,6 +161,9 @@ def bench_bundle(
     resolution in turn. Swaps, between the tasks in turn, at one thread and the largest
     resolution: ``cold`` reads a patch that is not loaded, overlays it and prepares the model;
     ``resident`` switches to one that is loaded.
+
+    Args:
+        stores: by runtime, whose active patches run in the place of the bundle's older ones.
 
     Raises:
         UnknownTaskError: the bundle has no task.
@@ -132,7 +177,7 @@ def bench_bundle(
     with ExitStack() as stack:
         engines = {
             (runtime, count): stack.enter_context(
-                Engine.open(bundle, runtime=runtime, threads=count)
+                open_engine(bundle, runtime, count, (stores or {}).get(runtime))
             )
             for runtime in runtimes
             for count in threads
@@ -150,7 +195,7 @@ def bench_bundle(
         "warmup": warmup,
         "rounds": rounds,
         "latency": latency,
-        "swaps": _swaps(bundle, runtimes, max(resolutions), rounds, warmup),
+        "swaps": _swaps(bundle, runtimes, max(resolutions), rounds, warmup, stores or {}),
     }
 
 
@@ -186,14 +231,19 @@ def _latency(
 
 
 def _swaps(
-    bundle: Path | str, runtimes: Sequence[str], px: int, rounds: int, warmup: int
+    bundle: Path | str | Bundle,
+    runtimes: Sequence[str],
+    px: int,
+    rounds: int,
+    warmup: int,
+    stores: Mapping[str, Store | None],
 ) -> list[dict[str, Any]]:
     """Both kinds in turn, each on an engine of its own."""
     rows = []
     for runtime in runtimes:
         with (
-            Engine.open(bundle, runtime=runtime) as one,
-            Engine.open(bundle, runtime=runtime) as all_loaded,
+            open_engine(bundle, runtime, 1, stores.get(runtime)) as one,
+            open_engine(bundle, runtime, 1, stores.get(runtime)) as all_loaded,
         ):
             tasks = [task for task in one.tasks if px in one.resolutions(task)]
             calls = {

@@ -19,6 +19,7 @@ from patchdeploy.bundle import (
     check_request,
     create_bundle,
     find_place,
+    next_sequence,
     open_bundle,
     staged_bundle,
 )
@@ -307,7 +308,7 @@ def export_bundle(
                 _floats(exporter, patch, chosen, float_files),
                 coding,
                 (validation or {}).get(patch.task),
-                signing,
+                Release() if signing is None else signing.release(1),
                 progress,
             )
     return Bundle(Path(path), bundle.manifest)
@@ -320,8 +321,9 @@ def _add(
     floats: Mapping[str, Any],
     coding: CodingConfig | None,
     validation: ImageDataset | None,
-    signing: Signing | None,
+    release: Release,
     progress: Progress | None,
+    replace_existing: bool = False,
 ) -> Bundle:
     """Code, sign and add one task, with a self-test of two of its images."""
     sides = tuple(patch_file.values)
@@ -352,8 +354,9 @@ def _add(
         patch_file,
         float_files=floats,
         steps=steps,
-        release=None if signing is None else signing.release(1),
+        release=release,
         thumbnails=thumbnails,
+        replace_existing=replace_existing,
     )
 
 
@@ -387,17 +390,24 @@ def export_patch(
     coding: CodingConfig | None = None,
     validation: ImageDataset | None = None,
     signing: Signing | None = None,
+    replace_existing: bool = False,
+    sequence: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Add one more task to the bundle at ``path``; the base's files keep their bytes.
+    """Add a task to the bundle at ``path``, or replace one; the base's files keep their bytes.
 
     Args:
         signing: who signs; None only for a development bundle.
         coding, validation: see `export_bundle`.
+        replace_existing: the task is there, and this is its next version.
+        sequence: of the patch; by default one more than the bundle's patch of the task has, 1 where
+            it has none.
 
     Raises:
         WrongBaseError: the bundle was exported from another base.
-        AlreadyAttachedError: the bundle has a task of that name.
+        AlreadyAttachedError: the bundle has a task of that name, which is not to be replaced.
+        UnknownTaskError: it has none that could be.
+        ConfigError: a ``sequence`` that is not above the one that is there.
         PatchdeployError: see `Exporter.quantize`; the bundle is as it was.
     """
     bundle = open_bundle(Path(path))
@@ -407,11 +417,14 @@ def export_patch(
             f"the bundle at {path} was exported from base {manifest.source_sha256[:16]}, the base "
             f"given is {base.sha256[:16]}; use the base that the bundle was exported from"
         )
-    if patch.task in manifest.tasks:
+    if replace_existing:
+        bundle.task(patch.task)
+    elif patch.task in manifest.tasks:
         raise AlreadyAttachedError(
             f"task {patch.task!r} is in bundle {path} already; a name stands for one task; train "
-            "it under another name or remove that task"
+            "it under another name, replace that task or remove it"
         )
+    number = next_sequence(bundle, patch.task, sequence)
     capacity = manifest.layout.head_capacity
     check_patch(patch, base.sha256, capacity, calibration, config or CalibrationConfig())
     exporter = Exporter.prepare(
@@ -421,7 +434,17 @@ def export_patch(
     )
     patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config, progress)
     floats = _floats(exporter, patch, manifest.resolutions, float_files)
-    return _add(bundle, patch_file, calibration, floats, coding, validation, signing, progress)
+    return _add(
+        bundle,
+        patch_file,
+        calibration,
+        floats,
+        coding,
+        validation,
+        Release(number) if signing is None else signing.release(number),
+        progress,
+        replace_existing,
+    )
 
 
 def export_float(

@@ -17,6 +17,7 @@ from bundle_cases import LABELS, RESOLUTIONS, make_bundle, make_patch, snapshot
 from patchdeploy.bundle import (
     add_task,
     create_bundle,
+    next_sequence,
     open_bundle,
     patched,
     remove_task,
@@ -38,7 +39,9 @@ from patchdeploy.errors import (
     UnknownTaskError,
     WrongBaseError,
 )
-from patchdeploy.storage import sha256_hex
+from patchdeploy.patchfile.pack import Release
+from patchdeploy.storage import open_atomic, sha256_hex
+from patchdeploy.storage_temporary import remove_leftovers, staged_folder
 
 FILES = (
     "base.coding",
@@ -303,6 +306,157 @@ def test_replacing_a_task_takes_the_old_patch_away(bundle):
     assert np.array_equal(open_bundle(bundle).patch("first").values[16].bias, first.values[16].bias)
     patches = {name for name in snapshot(bundle) if name.startswith("patches/first")}
     assert patches == {opened.task("first").file}
+
+
+def test_a_sequence_number_goes_up_by_itself_and_one_that_is_given_must_be_newer(bundle):
+    second = make_patch(task="first", seed=33)[1]
+    opened = add_task(bundle, second, replace_existing=True)
+    assert (opened.header("first").sequence, opened.header("second").sequence) == (2, 1)
+    opened = add_task(bundle, second, replace_existing=True, release=Release(7))
+    assert opened.header("first").sequence == 7
+    before = snapshot(bundle)
+    for sequence in (7, 1):
+        with pytest.raises(ConfigError) as caught:
+            add_task(bundle, second, replace_existing=True, release=Release(sequence))
+        assert str(caught.value) == (
+            f"sequence {sequence} for task 'first'; bundle {bundle} has sequence 7 of it, and a "
+            f"reader takes what is newer alone; give 8 to {2**53 - 1}, or leave it out"
+        )
+    assert snapshot(bundle) == before
+    assert next_sequence(opened, "third") == 1
+
+
+@pytest.mark.parametrize("target", ["empty", "missing"])
+def test_a_bundle_is_written_where_a_link_leads(tmp_path, target):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    create_bundle(tmp_path / "link", make_patch()[0], resolutions=(16,), formats=("onnx",))
+    assert (tmp_path / "link").is_symlink()
+    assert open_bundle(tmp_path / target).formats == ("onnx",)
+    assert open_bundle(tmp_path / "link").formats == ("onnx",)
+
+
+def test_nothing_is_written_or_removed_through_a_link_that_leaves_the_bundle(bundle, tmp_path):
+    mine = tmp_path / "outside"
+    mine.mkdir()
+    (mine / "first.pdp").write_bytes(b"mine")
+    (bundle / "patches").rename(tmp_path / "patches")
+    (bundle / "patches").symlink_to(mine)
+    manifest = (bundle / "manifest.json").read_bytes()
+    for change in (
+        lambda: remove_task(bundle, "first"),
+        lambda: add_task(bundle, make_patch(task="third", seed=9)[1]),
+    ):
+        with pytest.raises((IntegrityError, FileFormatError), match="link"):
+            change()
+    assert snapshot(mine) == {"first.pdp": b"mine"}
+    assert (bundle / "manifest.json").read_bytes() == manifest
+
+
+def test_a_lock_file_that_leads_elsewhere_is_refused_and_a_second_name_of_one_is_left_as_it_is(
+    bundle, tmp_path
+):
+    (tmp_path / "mine").write_bytes(b"mine")
+    (bundle / ".lock").unlink(missing_ok=True)
+    (bundle / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(FileFormatError, match="link"):
+        remove_task(bundle, "first")
+    (bundle / ".lock").unlink()
+    (bundle / ".lock").hardlink_to(tmp_path / "mine")
+    remove_task(bundle, "first")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
+def make_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def make_circle(path):
+    path.symlink_to(path.name)
+
+
+def make_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(20 << 30)
+
+
+STRANGE = (Path.mkdir, os.mkfifo, make_device, make_circle, make_sparse)
+
+
+@pytest.mark.parametrize("make", STRANGE)
+def test_what_is_no_regular_file_of_its_length_is_never_opened_for_ever(original, tmp_path, make):
+    for name in (*FILES, ".lock"):
+        bundle = Path(shutil.copytree(original, tmp_path / name.replace("/", "-")))
+        opened = open_bundle(bundle)
+        (bundle / name).unlink(missing_ok=True)
+        make(bundle / name)
+        uses = [lambda: open_bundle(bundle), lambda: opened.read(name)]  # noqa: B023
+        if name == "manifest.json":
+            uses.pop()
+        if name == ".lock":
+            uses = [lambda: remove_task(bundle, "first")]  # noqa: B023
+        for use in uses:
+            with pytest.raises((IntegrityError, FileFormatError)):
+                use()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from bundle_cases import make_patch
+from patchdeploy import bundle
+path, step = Path(sys.argv[1]), int(sys.argv[2])
+real, counted = {}, 0
+def at(name):
+    def call(*arguments, **options):
+        global counted
+        counted += 1
+        if counted == step:
+            os.kill(os.getpid(), 9)
+        return real[name](*arguments, **options)
+    return call
+for name in ("fsync", "replace", "unlink"):
+    real[name] = getattr(os, name)
+    setattr(os, name, at(name))
+bundle.add_task(path, make_patch(task="first", seed=33)[1], replace_existing=True)
+bundle.create_bundle(path.parent / "new", make_patch()[0], resolutions=(16,), formats=("onnx",))
+print("done")
+"""
+KILL_STEPS = {
+    "the patch is not synced": 1,
+    "the patch has no name yet": 2,
+    "the patch has its name, the manifest is old": 4,
+    "the manifest is new, the old patch is there": 7,
+    "a new bundle is half made": 10,
+}
+
+
+def test_what_a_killed_writer_leaves_goes_with_the_next_one(original, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.getenv('PYTHONPATH')}"}
+    for words, step in KILL_STEPS.items():
+        place = tmp_path / str(step)
+        path = place / "bundle"
+        shutil.copytree(original, path)
+        before = set(snapshot(path)), {one.name for one in place.iterdir()}
+        command = [sys.executable, "-c", KILLED, str(path), str(step)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == -9, (words, done.stdout, done.stderr)
+        after = set(snapshot(path)), {one.name for one in place.iterdir()}
+        assert before != after, words
+        remove_task(path, "second")
+        kept = {"manifest.json", *open_bundle(path).manifest.files}
+        assert set(snapshot(path)) == kept, words
+        assert [one.name for one in place.iterdir()] == ["bundle"], words
+
+
+def test_what_a_writer_that_lives_has_not_finished_stays(tmp_path):
+    with staged_folder(tmp_path / "new", "bundle") as place:
+        place.mkdir()
+        with open_atomic(tmp_path / "file", 1) as file:
+            assert remove_leftovers(tmp_path) == ()
+            file.write(b"1")
+        assert remove_leftovers(tmp_path) == ()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "new"]
 
 
 def test_an_unknown_task_is_named_with_those_that_are_there(bundle):

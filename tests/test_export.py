@@ -21,6 +21,7 @@ from patchdeploy.errors import (
     PatchError,
     StorageError,
     UnknownResolutionError,
+    UnknownTaskError,
     WrongBaseError,
 )
 from patchdeploy.evaluate import sample
@@ -361,6 +362,41 @@ def test_a_disk_that_fills_up_at_the_last_task_leaves_no_bundle_at_all(
             unsigned=True,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_is_replaced_by_its_next_version(base, images, tmp_path):
+    first, second = perturbed(base, "task", 1), perturbed(base, "task", 2)
+    place = tmp_path / "b"
+    before = export_bundle(place, base, [first], {"task": images}, config=FEW, unsigned=True)
+    kept, numbers = base_hashes(place), [before.header("task").sequence]
+    for patch, options, error, words in (
+        (second, {}, AlreadyAttachedError, "replace that task or remove it"),
+        (second, {"replace_existing": True, "sequence": 1}, ConfigError, "sequence 1 for task"),
+        (perturbed(base, "other", 3), {"replace_existing": True}, UnknownTaskError, "no task"),
+    ):
+        with pytest.raises(error, match=words):
+            export_patch(place, base, patch, images, config=FEW, **options)
+    after = export_patch(place, base, second, images, config=FEW, replace_existing=True)
+    assert [*numbers, after.header("task").sequence] == [1, 2]
+    assert after.tasks == ("task",)
+    assert base_hashes(place) == kept
+    assert verify_bundle(place).ok
+
+
+@pytest.mark.parametrize("place", ["circle/b", "circle", "/proc/none/b", "."])
+def test_a_place_that_cannot_take_a_bundle_is_refused_before_the_work(
+    base, images, tmp_path, monkeypatch, place
+):
+    (tmp_path / "circle").symlink_to("circle")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export_module.Exporter, "prepare", None)  # the work
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    path = place if place.startswith(("/", ".")) else tmp_path / place
+    with pytest.raises((ConfigError, StorageError)):
+        export_bundle(
+            path, base, [perturbed(base, "task", 1)], {"task": images}, config=FEW, unsigned=True
+        )
 
 
 def test_progress_names_each_task_and_resolution(base, images, tmp_path):

@@ -3,6 +3,7 @@ import socket
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from patchdeploy.storage import (
     read_inside,
     read_regular,
     sha256_hex,
+    unlink_inside,
     write_atomic,
+    write_inside,
 )
 
 
@@ -113,6 +116,42 @@ def test_a_lock_that_another_process_does_not_give_back_is_an_error_and_one_that
     finally:
         holder.communicate()
         os.close(handle)
+
+
+@pytest.mark.parametrize(
+    ("umask", "before", "mode"),
+    [(0o022, None, 0o644), (0o077, None, 0o600), (0o002, None, 0o664), (0o022, 0o600, 0o600)],
+)
+def test_a_new_file_has_the_rights_that_the_umask_leaves_and_none_that_the_old_one_had_not(
+    tmp_path, umask, before, mode
+):
+    path = tmp_path / "folder" / "file"
+    old = os.umask(umask)
+    try:
+        if before is not None:
+            write_atomic(path, b"old")
+            path.chmod(before)
+        write_atomic(path, b"new")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_writing_and_removing_inside_a_folder_follows_no_link(tmp_path):
+    irregular_files(tmp_path)
+    write_inside(tmp_path, "new/deep/file", b"1")
+    assert (tmp_path / "new" / "deep" / "file").read_bytes() == b"1"
+    for call in (lambda name: write_inside(tmp_path, name, b"2"), partial(unlink_inside, tmp_path)):
+        for name in ("linked-folder/file", "circle/file", "pipe/file"):
+            with pytest.raises(IrregularFileError, match="is a link or no folder"):
+                call(name)
+    write_inside(tmp_path, "link", b"3")  # the link itself goes, not what it leads to
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert (tmp_path / "link").read_bytes() == b"3"
+    unlink_inside(tmp_path, "device")
+    unlink_inside(tmp_path, "not-there/file")
+    assert not (tmp_path / "device").is_symlink()
+    assert (tmp_path / "folder" / "file").read_bytes() == b"content"
 
 
 def irregular_files(folder):

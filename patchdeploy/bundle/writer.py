@@ -48,6 +48,7 @@ from patchdeploy.errors import (
     WrongBaseError,
 )
 from patchdeploy.patchfile import check_patch_file
+from patchdeploy.patchfile.json import LARGEST
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import GoldenInputs, PackedPatch, Release, pack_patch
 from patchdeploy.patchfile.values import PatchFile
@@ -253,7 +254,8 @@ def add_task(
         float_files: stand-alone float32 models named ``<task>.<px>.onnx``; they do not ship.
         replace_existing: put the patch in the place of a task of that name.
         steps: how coarsely values are coded; by default exactly.
-        release: sequence number, expiry and signers; by default the next number, unsigned.
+        release: sequence number, expiry and signers; by default the next number, unsigned. The
+            number must be above that of the patch which is replaced.
         thumbnails: uint8 [n, 8, 8, 3]: makes a self-test that travels with the patch.
 
     Raises:
@@ -305,10 +307,9 @@ def _pack(
     release: Release | None,
     thumbnails: NDArray[np.uint8] | None,
 ) -> PackedPatch:
-    before = bundle.manifest.tasks.get(patch_file.task)
-    if release is None:
-        sequence = 1 if before is None else bundle.header(patch_file.task).sequence + 1
-        release = Release(sequence)
+    asked = None if release is None else release.sequence
+    sequence = next_sequence(bundle, patch_file.task, asked)
+    release = Release(sequence) if release is None else release
     golden = None if thumbnails is None else GoldenInputs(bundle.reference(), thumbnails)
     packed = pack_patch(
         patch_file,
@@ -320,6 +321,22 @@ def _pack(
     )
     check_patch_file(packed.data, bundle.policy(patch_file.task))
     return packed
+
+
+def next_sequence(bundle: Bundle, task: str, asked: int | None = None) -> int:
+    """The sequence number of the next patch of ``task``: ``asked``, or one more than it has.
+
+    Raises:
+        ConfigError: ``asked`` is no newer than the patch that is there, which readers would keep.
+        PatchRefusedError: the patch that is there may not be used.
+    """
+    held = bundle.header(task).sequence if task in bundle.tasks else 0
+    if asked is not None and not held < asked <= LARGEST:
+        raise ConfigError(
+            f"sequence {asked} for task {task!r}; bundle {bundle.path} has sequence {held} of it, "
+            f"and a reader takes what is newer alone; give {held + 1} to {LARGEST}, or leave it out"
+        )
+    return held + 1 if asked is None else asked
 
 
 def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: bool) -> None:

@@ -22,9 +22,11 @@ from patchdeploy.cli.options import (
     parse_integers,
     parse_words,
     show_progress,
+    with_groups,
 )
 from patchdeploy.cli.places import is_file, is_folder
 from patchdeploy.cli.signing import TrustedOption
+from patchdeploy.cli.store import ReadStoreOptions
 from patchdeploy.cli.tables import (
     bench_tables,
     describe_prediction,
@@ -69,6 +71,7 @@ def inspect(
     print_sizes(open_bundle(place), as_json)
 
 
+@with_groups
 def verify(
     bundle: BundleArgument,
     images: Annotated[
@@ -79,9 +82,14 @@ def verify(
         str | None, typer.Option(help="The task that --images belongs to; default: every task.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 200,
+    *,
+    options: ReadStoreOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Check hashes, overlay = stand-alone, and both runtimes against the reference."""
+    """Check hashes, overlay = stand-alone, and both runtimes against the reference.
+
+    With --store every check of its active patches, too.
+    """
     from patchdeploy.bundle.reader import read_manifest
     from patchdeploy.verify import verify_bundle
 
@@ -93,6 +101,7 @@ def verify(
             images=chosen,
             task=task,
             limit=limit,
+            store=options.open,
             progress=lambda check: tell(f"{check.name}, {check.subject}"),
         )
     emit(as_json, report.to_json(), verify_table(report))
@@ -100,6 +109,7 @@ def verify(
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
+@with_groups
 def run(
     bundle: BundleArgument,
     images: Annotated[
@@ -112,14 +122,19 @@ def run(
     runtime: RuntimeOption = "litert",
     threads: ThreadsOption = 1,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
+    *,
+    options: ReadStoreOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images with one task of a bundle."""
-    from patchdeploy.runtime import Engine
+    """Classify images with one task of a bundle, or of a store over it."""
+    from patchdeploy.bundle import open_bundle
+    from patchdeploy.evaluate import open_engine
 
     results: list[tuple[Path, Any]] = []
+    opened = open_bundle(bundle)
+    store = options.open(opened, runtime)
     with (
-        Engine.open(bundle, runtime=runtime, threads=threads) as engine,
+        open_engine(opened, runtime, threads, store) as engine,
         show_progress("classifying") as report,
     ):
         px = resolution or max(engine.resolutions(task))
@@ -128,8 +143,10 @@ def run(
             for one in _classify_path(engine, path, task, px):
                 results.append(one)
                 report(f"{len(results)} images")
-    document = [describe_prediction(path, outcome, top) for path, outcome in results]
-    emit(as_json, document, prediction_table(f"{task} at {px} px, {runtime}", document))
+        document = [describe_prediction(path, outcome, top) for path, outcome in results]
+        source = "" if store is None else f", patch {engine.versions[task][:16]}"
+    title = f"{task} at {px} px, {runtime}{source}"
+    emit(as_json, document, prediction_table(title, document))
     if any("error" in one for one in document):
         raise typer.Exit(EXIT_BAD_INPUT)
 
@@ -147,6 +164,7 @@ def _classify_path(engine: Engine, path: Path, task: str, px: int) -> Iterator[t
         yield path, one
 
 
+@with_groups
 def evaluate(
     bundle: BundleArgument,
     images: Annotated[
@@ -156,20 +174,26 @@ def evaluate(
     runtime: RuntimeOption = "litert",
     threads: ThreadsOption = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    *,
+    options: ReadStoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Top-1 accuracy of a task at each of its resolutions."""
+    from patchdeploy.bundle import open_bundle
     from patchdeploy.evaluate import evaluate_task
 
+    opened = open_bundle(bundle)
+    store = options.open(opened, runtime)
     dataset = open_images(images)
     with show_progress("evaluating") as report:
         results = evaluate_task(
-            bundle,
+            opened,
             dataset,
             task,
             runtime=runtime,
             threads=threads,
             limit=limit,
+            store=store,
             progress=report,
         )
     rows = [[f"{r.resolution} px", f"{100 * r.top1:.2f} %", str(r.images)] for r in results]
@@ -181,17 +205,23 @@ def evaluate(
     )
 
 
+@with_groups
 def bench(
     bundle: BundleArgument,
     runtimes: Annotated[str, typer.Option(help="Runtimes, commas between.")] = "litert,onnxruntime",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas between.")] = "1,2",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every candidate.")] = 50,
+    *,
+    options: ReadStoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Latency per resolution, cold and resident swaps; interleaved in one run."""
+    from patchdeploy.bundle import open_bundle
     from patchdeploy.evaluate import bench_bundle
 
     counts = parse_integers(threads, "--threads", "1,2")
+    opened, names = open_bundle(bundle), parse_words(runtimes)
+    stores = {name: options.open(opened, name) for name in names}
     with show_progress("measuring"):
-        report = bench_bundle(bundle, runtimes=parse_words(runtimes), threads=counts, rounds=rounds)
+        report = bench_bundle(opened, runtimes=names, threads=counts, rounds=rounds, stores=stores)
     emit(as_json, report, *bench_tables(report))

@@ -1,4 +1,5 @@
-"""The commands that write a bundle: ``export`` makes one, ``add`` puts one more task into it.
+"""The commands that write a bundle: ``export`` makes one, ``add`` puts one more task into it,
+``replace`` a newer version of one that it has, and ``remove`` takes one out.
 
 In: patch folders, their training images, a base and keys. Out: the whole bundle and its bytes as a
 table, or the old one as it was.
@@ -6,6 +7,7 @@ table, or the old one as it was.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,7 @@ from patchdeploy.cli.options import (
     parse_integers,
     parse_words,
     show_progress,
+    with_groups,
 )
 from patchdeploy.cli.signing import (
     BudgetOption,
@@ -98,45 +101,80 @@ def export(
     print_sizes(bundle, as_json)
 
 
-def add(
-    bundle: BundleArgument,
-    patch: Annotated[Path, typer.Option(help="A patch folder.")],
-    calibration: Annotated[str, typer.Option(metavar="IMAGES", help="Training images.")],
-    base: BaseOption = "embedded",
-    float_files: Annotated[bool, typer.Option("--float", help="Also float32 files.")] = False,
+@dataclass(frozen=True)
+class AdditionOptions:
+    """The options of the commands that put a task into a bundle; `with_groups` shows them."""
+
+    patch: Annotated[Path, typer.Option(help="A patch folder.")]
+    calibration: Annotated[str, typer.Option(metavar="IMAGES", help="Training images.")]
+    base: BaseOption = "embedded"
+    float_files: Annotated[bool, typer.Option("--float", help="Also float32 files.")] = False
     validation: Annotated[
         str | None,
         typer.Option(
             metavar="IMAGES",
             help="Images that training has not seen, for the budget. Default: the calibration's.",
         ),
-    ] = None,
-    key: KeyOption = None,
-    expires: ExpiresOption = None,
-    unsigned: UnsignedOption = False,
-    budget: BudgetOption = None,
-    fine: FineOption = False,
+    ] = None
+    sequence: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sequence number of the patch. Default: one more than the bundle's patch has.",
+        ),
+    ] = None
+    key: KeyOption = None
+    expires: ExpiresOption = None
+    unsigned: UnsignedOption = False
+    budget: BudgetOption = None
+    fine: FineOption = False
+
+    def export(self, bundle: Path, as_json: bool, replace_existing: bool) -> None:
+        """Put the patch into ``bundle`` and print its bytes."""
+        from patchdeploy.export import export_patch
+        from patchdeploy.patch import Patch
+
+        coding = read_coding(self.budget, self.fine)
+        signing = read_addition_signing(bundle, self.key, self.expires, self.unsigned)
+        validation = self.validation
+        with show_progress("exporting") as report:
+            made = export_patch(
+                bundle,
+                open_base(self.base),
+                Patch.from_pretrained(self.patch),
+                open_calibration(self.calibration),
+                float_files=self.float_files,
+                coding=coding,
+                validation=None if validation is None else open_calibration(validation),
+                signing=signing,
+                replace_existing=replace_existing,
+                sequence=self.sequence,
+                progress=report,
+            )
+        print_sizes(made, as_json)
+
+
+@with_groups
+def add(bundle: BundleArgument, options: AdditionOptions, as_json: JsonOption = False) -> None:
+    """Add one more task to a bundle; the base's files keep their bytes."""
+    options.export(bundle, as_json, replace_existing=False)
+
+
+@with_groups
+def replace(bundle: BundleArgument, options: AdditionOptions, as_json: JsonOption = False) -> None:
+    """Put a newer version of a task in its place; its sequence number goes up by itself."""
+    options.export(bundle, as_json, replace_existing=True)
+
+
+def remove(
+    bundle: BundleArgument,
+    task: Annotated[str, typer.Option(help="Which task.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Add one more task to a bundle; the base's files keep their bytes."""
-    from patchdeploy.export import export_patch
-    from patchdeploy.patch import Patch
+    """Take one task out of a bundle; the base's files keep their bytes."""
+    from patchdeploy.bundle import remove_task
 
-    coding = read_coding(budget, fine)
-    signing = read_addition_signing(bundle, key, expires, unsigned)
-    with show_progress("exporting") as report:
-        made = export_patch(
-            bundle,
-            open_base(base),
-            Patch.from_pretrained(patch),
-            open_calibration(calibration),
-            float_files=float_files,
-            coding=coding,
-            validation=None if validation is None else open_calibration(validation),
-            signing=signing,
-            progress=report,
-        )
-    print_sizes(made, as_json)
+    print_sizes(remove_task(bundle, task), as_json)
 
 
 def _task_images(text: str, option: str) -> tuple[str, Any]:

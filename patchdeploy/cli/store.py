@@ -23,10 +23,11 @@ from patchdeploy.cli.options import (
 from patchdeploy.cli.patch import OfBundleOption, read_patch_file
 from patchdeploy.cli.signing import AllowUnsignedOption, TrustedOption, show_time, warn
 from patchdeploy.cli.tables import emit, make_table, show_text
-from patchdeploy.errors import StorageError
+from patchdeploy.errors import ConfigError, PatchError, StorageError
 from patchdeploy.patchfile.keys import TrustedKeys
 
 if TYPE_CHECKING:
+    from patchdeploy.bundle import Bundle
     from patchdeploy.store import Installed, Recovery, Store
 
 DOWNLOADS = "downloads"
@@ -64,6 +65,52 @@ class StoreOptions:
             trusted=None if self.trusted is None else TrustedKeys.load(self.trusted),
             allow_unsigned=self.allow_unsigned,
         )
+
+
+@dataclass(frozen=True)
+class ReadStoreOptions:
+    """The options of the commands that run a bundle, perhaps with the patches of a store."""
+
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            metavar="STORE",
+            help="A patch store: its active patches run in the place of the bundle's older ones.",
+        ),
+    ] = None
+    trusted: TrustedOption = None
+    allow_unsigned: AllowUnsignedOption = False
+
+    def open(self, bundle: Bundle, runtime: str) -> Store | None:
+        """The store, for patches of the bundle's base on ``runtime``; None where none is named.
+
+        Raises:
+            ConfigError: options of a store without one.
+            PatchError: no store is there.
+            PatchdeployError: as `StoreOptions.open`; or its STATE cannot be read.
+        """
+        from patchdeploy.runtime.bundle_store import open_store
+
+        if self.store is None:
+            if self.trusted is not None or self.allow_unsigned:
+                raise ConfigError(
+                    "--trusted or --allow-unsigned without --store; they are about the patches of "
+                    "a store; a bundle holds its own keys; leave them out or name a store"
+                )
+            return None
+        opened = open_store(
+            self.store,
+            bundle,
+            runtime,
+            trusted=None if self.trusted is None else TrustedKeys.load(self.trusted),
+            allow_unsigned=self.allow_unsigned,
+        )
+        if not opened.is_there:
+            raise PatchError(
+                f"no patch store at {self.store}; installing a patch makes one; correct the path"
+            )
+        return opened
 
 
 @with_groups

@@ -171,6 +171,16 @@ class Store:
             self._place.commit(found.state.reverted(task), found.state)
             return _installed(checked, found, changed=True)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder is a store; where it is none, reading finds nothing active.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with self._place.disk("look for a store"):
+            return self._place.is_store()
+
     def active(self) -> Mapping[str, str]:
         """SHA-256 of each task's active patch, from STATE alone: cheap enough to ask often.
 
@@ -207,7 +217,7 @@ class Store:
             entries = self._entries()
         return tuple(sorted(entries, key=lambda one: (one.task or "~", one.sequence or 0)))
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> tuple[Entry, ...]:
         """A file that is removed while it is looked for is no fault: a writer is at work.
 
         It is one where the STATE that names it still stands afterwards.
@@ -218,7 +228,7 @@ class Store:
             missing = {one.sha256 for one in entries if one.problem == GONE}
             if not missing or self._find().state == state:
                 removed = missing - state.named
-                return [one for one in entries if one.sha256 not in removed]
+                return tuple(one for one in entries if one.sha256 not in removed)
 
     def clean_up(self) -> tuple[str, ...]:
         """Remove what a crash left and every patch that is neither active nor previous.

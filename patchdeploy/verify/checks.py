@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from patchdeploy.bundle.manifest import FileEntry
 from patchdeploy.bundle.models import shares_one_head
 from patchdeploy.bundle.reader import REFERENCE
 from patchdeploy.data import ImageDataset
-from patchdeploy.errors import MissingExtraError, PatchdeployError
+from patchdeploy.errors import (
+    FileFormatError,
+    IntegrityError,
+    MissingExtraError,
+    PatchdeployError,
+)
 from patchdeploy.patchfile import check_patch_file
 from patchdeploy.patchfile.pack import check_results, open_patch
 from patchdeploy.runtime.backend import Backend
@@ -26,7 +32,9 @@ from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.self_test import run_self_test
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
+from patchdeploy.store import Store
 from patchdeploy.verify.images import TaskImages, check_images, images_for_tasks
+from patchdeploy.verify.patch import verify_patch
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ def verify_bundle(
     limit: int = 1000,
     reference_limit: int = 16,
     tolerance_lsb: int = 0,
+    store: Callable[[Bundle, str], Store | None] | None = None,
     progress: Callable[[Check], None] | None = None,
 ) -> VerifyReport:
     """Check the bundle at ``path``.
@@ -107,6 +116,7 @@ def verify_bundle(
         tolerance_lsb: largest difference allowed between a runtime and the reference at the
             head's output. 0 is right where the executor's arithmetic is the runtime's, as on
             x86-64 with the versions named in `quantize.arithmetic`.
+        store: opens a store over the bundle for a runtime; its active patches are checked, too.
         progress: called after every check.
 
     Raises:
@@ -116,7 +126,8 @@ def verify_bundle(
     path = Path(path)
     datasets = images_for_tasks(images, task)
     checks: list[Check] = []
-    for check in _run_checks(path, task, datasets, formats, limit, reference_limit, tolerance_lsb):
+    found = _run_checks(path, task, datasets, formats, limit, reference_limit, tolerance_lsb)
+    for check in chain(found, _check_store(path, store)):
         checks.append(check)
         if progress is not None:
             progress(check)
@@ -156,8 +167,48 @@ def _run_checks(
     for task in bundle.tasks:
         for name in chosen:
             yield from _check_overlays(bundle, task, name)
-    for row in check_images(bundle, chosen, datasets, limit, reference_limit, tolerance_lsb):
-        yield Check(*row)
+    try:
+        for row in check_images(bundle, chosen, datasets, limit, reference_limit, tolerance_lsb):
+            yield Check(*row)
+    except (FileFormatError, IntegrityError) as error:
+        yield Check("runtime = reference", "reference", False, str(error))
+
+
+def _check_store(
+    path: Path, store: Callable[[Bundle, str], Store | None] | None
+) -> Iterator[Check]:
+    """Every check of docs/patch-format.md on each patch that a store has active."""
+    if store is None:
+        return
+    try:
+        bundle = open_bundle(path, verify_hashes=False)
+        runtime = next(name for name, reads in RUNTIME_FORMATS.items() if reads in bundle.formats)
+        opened = store(bundle, runtime)
+    except (FileFormatError, IntegrityError) as error:
+        yield Check("store", "bundle", False, str(error))
+        return
+    if opened is not None:
+        for task in sorted(opened.active()):
+            yield from _check_stored(opened, bundle, task)
+
+
+def _check_stored(opened: Store, bundle: Bundle, task: str) -> Iterator[Check]:
+    try:
+        data = opened.read(task).data
+        policy = opened.policy
+        report = verify_patch(
+            data,
+            bundle,
+            trusted=policy.trusted,
+            allow_unsigned=policy.allow_unsigned,
+            task=task,
+            now=0,
+        )
+    except PatchdeployError as error:
+        yield Check("store", task, False, str(error))
+        return
+    for one in report.checks:
+        yield Check(f"store: {one.name}", task, one.passed, one.detail)
 
 
 def _guarded(name: str, subject: str, run: Callable[[], Check]) -> Check:
