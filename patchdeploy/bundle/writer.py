@@ -192,9 +192,9 @@ def find_place(path: Path) -> Path:
     """
     try:
         place = path.resolve()
-    except RuntimeError:
-        place = path
-    if place.is_symlink():
+    except RuntimeError:  # a circle; since Python 3.13 it is left in the path
+        place = path.absolute()
+    if any(one.is_symlink() for one in (place, *place.parents)):
         raise ConfigError(
             f"{path} leads in a circle of links; a bundle must get a place of its own; correct "
             "the path"
