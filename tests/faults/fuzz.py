@@ -29,8 +29,8 @@ if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
 CORPUS = HERE / "corpus"
-TARGETS = ("header", "payload", "trusted")
-LONGEST_BYTES = 4096
+TARGETS = ("header", "payload", "trusted", "bundle")
+LONGEST_BYTES = 8192
 SLOWEST_SECONDS = 5
 MOST_MIB = 2048
 

@@ -134,7 +134,7 @@ def write_case(case: Case, good: Path, folder: Path) -> None:
         write_manifest(folder, changed)
         return
     if case.file in TENSOR_FILES:
-        data = _with_metadata((folder / case.file).read_bytes(), to_text(changed))
+        data = with_notes((folder / case.file).read_bytes(), to_text(changed))
     else:
         data = to_text(changed).encode()
     (folder / case.file).write_bytes(data)
@@ -173,11 +173,16 @@ def _changed(document: Any, case: Case) -> Any:
 
 
 def write_manifest(folder: Path, document: Any) -> None:
+    """`canonical_manifest` as a file."""
+    (folder / MANIFEST).write_bytes(canonical_manifest(document))
+
+
+def canonical_manifest(document: Any) -> bytes:
     """The canonical bytes of ``document`` with its own hash."""
     if isinstance(document, dict):
         document.pop("manifest_sha256", None)
         document["manifest_sha256"] = sha256_hex(_canonical(document))
-    (folder / MANIFEST).write_bytes(_canonical(document))
+    return _canonical(document)
 
 
 def _canonical(document: Any) -> bytes:
@@ -198,7 +203,8 @@ def to_text(document: Any, **options: Any) -> str:
     return text
 
 
-def _with_metadata(data: bytes, text: str) -> bytes:
+def with_notes(data: bytes, text: str) -> bytes:
+    """A safetensors file with another text in its metadata."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"]["patchdeploy"] = text

@@ -1,4 +1,4 @@
-"""The twenty rows: what each fault is, what must come of it, and what tries it at full length.
+"""The rows: what each fault is, what must come of it, and what tries it at full length.
 
 A row may have several parts, each a function of (scale, folder, progress) that says what it tried
 or raises. The store's rows come from tests/store/long_forms.py.
@@ -17,6 +17,7 @@ from pathlib import Path
 from case_folders import ROOT
 from limits import measure_limits
 from long_forms import LONG_FORMS, LongForm
+from rows_bundles import try_documents, try_files, try_killed_writers
 from rows_container import try_bit_flips, try_lengths, try_signatures
 from rows_hostile import try_hostile
 from rows_match import try_bases, try_places
@@ -150,5 +151,13 @@ ROWS = (
         "what checking costs",
         "at most 50 ms per MiB; at most 16 MiB beside the file",
         limits=_scaled(measure_limits),
+    ),
+    _row(
+        22,
+        "hostile bundle; killed writer of one",
+        "typed error before use; what is left goes with the next writer",
+        documents=_scaled(try_documents),
+        files=try_files,
+        writers=try_killed_writers,
     ),
 )

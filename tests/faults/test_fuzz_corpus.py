@@ -4,13 +4,19 @@ import importlib.util
 import subprocess
 import sys
 
+import fuzz_bundle
 import fuzz_header
 import fuzz_payload
 import fuzz_trusted
 import pytest
 from fuzz import CORPUS, HERE, TARGETS, read_stats
 
-MODULES = {"header": fuzz_header, "payload": fuzz_payload, "trusted": fuzz_trusted}
+MODULES = {
+    "header": fuzz_header,
+    "payload": fuzz_payload,
+    "trusted": fuzz_trusted,
+    "bundle": fuzz_bundle,
+}
 INPUTS = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 MOST_CORPUS_BYTES = 200_000
 
@@ -29,6 +35,7 @@ def test_the_corpus_holds_the_seeds_and_stays_small(name):
 
 def test_the_targets_notice_a_fault(monkeypatch):
     """What a target lets through must be sound, and a header must give its bytes back."""
+    bundle, other = fuzz_bundle.seeds(), fuzz_bundle.good()[fuzz_bundle.TABLES[0]]
     monkeypatch.setattr(fuzz_header.PatchHeader, "to_bytes", lambda self: b"other bytes")
     with pytest.raises(AssertionError):
         fuzz_header.fuzz_one(fuzz_header.seeds()["header"])
@@ -39,6 +46,12 @@ def test_the_targets_notice_a_fault(monkeypatch):
     monkeypatch.setattr(fuzz_trusted.TrustedKeys, "to_bytes", lambda self: b"other bytes")
     with pytest.raises(AssertionError):
         fuzz_trusted.fuzz_one(trusted)
+    monkeypatch.setattr(fuzz_bundle.Manifest, "to_json", lambda self: b"other bytes")
+    with pytest.raises(AssertionError):
+        fuzz_bundle.fuzz_one(bundle["manifest"])
+    monkeypatch.setattr(fuzz_bundle.SlotTable, "to_json", lambda self: other)
+    with pytest.raises(AssertionError):
+        fuzz_bundle.fuzz_one(bundle["base.onnx.slots"])
 
 
 def test_the_fuzzers_last_lines_are_read():

@@ -4,8 +4,16 @@ Rows 7, 8, 11 to 17, 19 and 20 have theirs in tests/store and tests/runtime, the
 theirs in tests/patchfile.
 """
 
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
 import fault_cases
+import hostile_bundles
+import numpy as np
 import pytest
+import rows_bundles
 import rows_container
 import rows_hostile
 import rows_match
@@ -16,9 +24,59 @@ import rows_values
 from container_cases import forge
 from rows import ROWS
 
+from patchdeploy.bundle import reader
 from patchdeploy.coding import decode
+from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendError
 from patchdeploy.patchfile import container, pack, payload
 from patchdeploy.runtime import self_test
+from patchdeploy.storage import sha256_hex
+
+TFLITE_TABLE, ONNX_TABLE = hostile_bundles.TABLES
+
+
+def swapped_views(document):
+    """The views of the two resolutions, each in the other's place."""
+    first, second = document["views"]
+    return {first: document["views"][second], second: document["views"][first]}
+
+
+def alike(slots, column):
+    """Two slots that differ in ``column`` and take as many values of the same kind."""
+    for a in slots:
+        for b in slots:
+            if a[1] == b[1] and a[5:9] == b[5:9] and a[column] != b[column]:
+                return a, b
+    raise AssertionError("no two such slots")
+
+
+def swap(slots, column):
+    a, b = alike(slots, column)
+    a[column], b[column] = b[column], a[column]
+
+
+def swap_names(slots):
+    swap(slots, 10)
+
+
+def swap_resolutions(slots):
+    swap(slots, 2)
+
+
+def swap_runs(slots):
+    swap(slots, 4)
+
+
+def edited(good, tmp_path, file, change):
+    """``good`` with one table changed and every hash right again."""
+    folder = Path(shutil.copytree(good, tmp_path / "edited"))
+    document = json.loads((folder / file).read_text())
+    change(document)
+    data = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    (folder / file).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][file].update(sha256=sha256_hex(data), bytes=len(data))
+    hostile_bundles.write_manifest(folder, manifest)
+    return folder
 
 
 def no_progress(part):
@@ -26,7 +84,7 @@ def no_progress(part):
 
 
 def test_every_row_is_there_once_and_has_something_that_tries_it():
-    assert [row.number for row in ROWS] == [*range(1, 22)]
+    assert [row.number for row in ROWS] == [*range(1, len(ROWS) + 1)]
     assert all(row.parts for row in ROWS)
 
 
@@ -155,3 +213,50 @@ def test_the_parts_made_here_are_those_that_the_package_makes():
     assert again == subject.data
     assert fault_cases.header_of(again).sites == ((0, subject.table.slot_count),)
     assert fault_cases.open_verdict(forge(b"{}"), subject.table) == "header_field"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    return hostile_bundles.make_judge(tmp_path_factory.mktemp("hostile"))
+
+
+def test_row_22_a_consistent_hostile_document_is_refused_or_changes_no_answer(hostile):
+    good, verdict = hostile
+    cases = hostile_bundles.list_cases(good)
+    drawn = np.random.default_rng(0).choice(len(cases), 80, replace=False)
+    seen = Counter(verdict(cases[index]) for index in drawn)
+    assert seen["refused"] > 60
+
+
+EDITS = {
+    "the view of another resolution": (TFLITE_TABLE, lambda d: d["views"].update(swapped_views(d))),
+    "no view": (TFLITE_TABLE, lambda d: d["views"].clear()),
+    "two names swapped": (ONNX_TABLE, lambda d: swap_names(d["slots"])),
+    "a slot of another resolution": (TFLITE_TABLE, lambda d: swap_resolutions(d["slots"])),
+    "a resolution given as text": (TFLITE_TABLE, lambda d: d["slots"][-1].__setitem__(2, "24")),
+    "two rows of a patch swapped": (TFLITE_TABLE, lambda d: swap_runs(d["slots"])),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_row_22_a_table_that_would_run_a_wrong_model_is_refused(hostile, tmp_path, edit):
+    good, _ = hostile
+    file, change = EDITS[edit]
+    folder = edited(good, tmp_path, file, change)
+    with pytest.raises((FileFormatError, IntegrityError)):
+        hostile_bundles.ask(folder)
+
+
+@pytest.mark.parametrize("edit", ["no view", "two names swapped"])
+def test_row_22_the_proof_notices_a_reader_that_believes_the_table(
+    hostile, tmp_path, monkeypatch, edit
+):
+    good, _ = hostile
+    file, change = EDITS[edit]
+    monkeypatch.setattr(reader, "check_base", lambda data, table: None)
+    with pytest.raises((AssertionError, RuntimeBackendError)):  # an answer, or none too late
+        hostile_bundles.judge(edited(good, tmp_path, file, change), hostile_bundles.ask(good))
+
+
+def test_row_22_no_file_of_a_bundle_is_waited_for_or_followed(tmp_path):
+    rows_bundles.try_files(1.0, tmp_path, no_progress)
