@@ -250,6 +250,16 @@ class Bundle:
         Raises:
             PatchRefusedError: it may not be used.
         """
+        return self.checked_patch(task, resolution)[1]
+
+    def checked_patch(
+        self, task: str, resolution: int | None = None
+    ) -> tuple[CheckedPatch, PatchFile]:
+        """The patch file of ``task`` as its signatures were checked, and what `patch` gives.
+
+        Raises:
+            PatchRefusedError: it may not be used.
+        """
         entry = self.task(task)
         data = self.read(entry.file)
         checked, patch = open_patch(data, self.policy(task), self.coding_table, resolution)
@@ -260,7 +270,7 @@ class Bundle:
                 f"{', '.join(map(str, held))} px; the manifest records {len(entry.classes)} at "
                 f"{', '.join(map(str, entry.resolutions))} px, or other labels; add the task again"
             )
-        return patch
+        return checked, patch
 
     def reference(self) -> QuantizedBase:
         """The quantised base in neutral form.

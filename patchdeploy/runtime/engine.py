@@ -3,7 +3,8 @@
 In: a bundle and the name of a runtime, and a store where patches arrive later. Out: predictions. A
 (task, resolution) is loaded when it is first asked for and stays resident within a byte budget;
 residents never change, so threads may classify while others swap, and while a new patch takes the
-place of an old one.
+place of an old one. An engine belongs to the process that opened it: a forked child gets an error
+that tells it to open its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.bundle import Bundle, open_bundle
+from patchdeploy.bundle import Bundle
+from patchdeploy.bundle.held import hold_bundle
 from patchdeploy.data import Preprocessing
 from patchdeploy.errors import ConfigError, DataError, UnknownResolutionError
 from patchdeploy.runtime.backend import Backend
@@ -55,7 +57,8 @@ class Engine:
         patch_budget_bytes: int = PATCH_BUDGET_BYTES,
         store: Store | None = None,
         refresh_seconds: float | None = REFRESH_SECONDS,
-        format_name: str = "",
+        *,
+        format_name: str,
     ) -> None:
         """As `Engine.open`; ``format_name``: of the bundle's base file that ``backend`` runs."""
         self._bundle = bundle
@@ -86,12 +89,15 @@ class Engine:
     ) -> Engine:
         """An engine over the bundle at a path (all its hashes are compared) or an opened one.
 
+        It keeps the bundle as it is now, in memory: its patch files and the base file that it runs.
+        What becomes of the folder does not touch it; open another engine for what is new there.
+
         Args:
             runtime: "litert" or "onnxruntime".
             mode: "resident", or with onnxruntime "per_run": the patch is fed with each run.
             budget_bytes: estimated memory that residents may hold; None: no limit.
             patch_budget_bytes: memory for patches that were read and checked, so that a task that
-                was unloaded comes back without the disk; 0: each is read and checked again.
+                was unloaded comes back at once; 0: each is checked and decoded again.
             package: LiteRT only: "ai_edge_litert", "tflite_runtime" or "tensorflow".
             store: patches that came later, see `runtime.bundle_store.open_store`; its active patch
                 of a task runs in the place of the bundle's unless that has a higher sequence.
@@ -105,16 +111,16 @@ class Engine:
             IntegrityError, FileFormatError: the bundle is damaged. (A store that cannot be read
                 is logged once, see `store_problem`, and the bundle's patches run.)
         """
-        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        backend = make_backend(opened, runtime, threads, mode, package)
+        held = hold_bundle(bundle, RUNTIME_FORMATS.get(runtime, ""))
+        backend = make_backend(held, runtime, threads, mode, package)
         return cls(
-            opened,
+            held,
             backend,
             budget_bytes,
             patch_budget_bytes,
             store,
             refresh_seconds,
-            RUNTIME_FORMATS[runtime],
+            format_name=RUNTIME_FORMATS[runtime],
         )
 
     @property
@@ -353,7 +359,10 @@ class Engine:
         return version, resolution
 
     def close(self) -> None:
-        """Drop every resident; a running inference ends first where it holds one."""
+        """Drop every resident; a running inference ends first where it holds one.
+
+        In a forked child nothing is freed: the models are the parent's.
+        """
         self._loaded.close()
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import ConfigError, MissingExtraError, RuntimeBackendError
 from patchdeploy.runtime.backend import PRIVATE_BYTES_PER_FILE_BYTE
+from patchdeploy.runtime.fork import leave_to_parent
 from patchdeploy.runtime.model_copy import ModelCopy
 from patchdeploy.slots import PatchValues
 
@@ -41,7 +42,9 @@ class LiteRTBackend:
         """See `Backend.load`."""
         model = self._copy.render(values, resolution)
         try:
-            interpreter = self._interpreter(model_content=model, num_threads=self._threads)
+            interpreter = leave_to_parent(
+                self._interpreter(model_content=model, num_threads=self._threads)
+            )
             interpreter.allocate_tensors()
             return LiteRTResident(interpreter, len(model), self.name)
         except (ValueError, RuntimeError) as error:

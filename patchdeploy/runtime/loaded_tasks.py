@@ -7,6 +7,7 @@ mapping of versions, and whoever holds a version of the old one goes on with it 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 from patchdeploy.bundle import Bundle
 from patchdeploy.errors import PatchdeployError, RuntimeBackendError, UnknownTaskError
 from patchdeploy.runtime.backend import Backend, Resident
+from patchdeploy.runtime.fork import check_process
 from patchdeploy.runtime.patches import Patches
 from patchdeploy.runtime.residents import Key, Residents
 from patchdeploy.runtime.versions import (
@@ -51,13 +53,14 @@ class LoadedTasks:
             ConfigError: a store of another base or runtime. (One that cannot be read is logged.)
             IntegrityError: there is a store, and a patch file of the bundle is damaged.
         """
+        self._process = os.getpid()
         self._bundle = bundle
         self._refresh_seconds = refresh_seconds
         self._refreshed = monotonic()
         self._refresh_lock, self._background_lock = Lock(), Lock()
         self._watch: StoreWatch | None = None
         if store is None:
-            self._versions = bundle_versions(bundle, None).versions
+            self._versions = bundle_versions(bundle, format_name, None).versions
         else:
             self._watch = StoreWatch(store, bundle, format_name)
             self._versions = self._watch.shipped
@@ -72,14 +75,23 @@ class LoadedTasks:
         """The runtime.
 
         Raises:
-            RuntimeBackendError: the engine is closed.
+            RuntimeBackendError: the engine is closed, or was opened in the process that forked.
         """
+        self.check_process()
         if self._backend is None:
             raise RuntimeBackendError(
                 f"the engine over {self._bundle.path} is closed; a closed engine runs nothing; "
                 "open another"
             )
         return self._backend
+
+    def check_process(self) -> None:
+        """Check that no fork lies between the engine's opening and this call.
+
+        Raises:
+            RuntimeBackendError: one does.
+        """
+        check_process(self._process, f"the engine over {self._bundle.path}")
 
     @property
     def versions(self) -> Versions:
@@ -99,12 +111,14 @@ class LoadedTasks:
     @property
     def residents(self) -> tuple[tuple[str, int], ...]:
         """The (task, resolution) pairs that are loaded, the least recently used first."""
+        self.check_process()
         loaded = self._residents.keys()
         return tuple((task, px) for task, px, _ in loaded)
 
     @property
     def resident_bytes(self) -> int:
         """Estimated private memory of the residents."""
+        self.check_process()
         return self._residents.resident_bytes()
 
     def version(self, task: str) -> TaskVersion:
@@ -114,6 +128,7 @@ class LoadedTasks:
             UnknownTaskError: no such task.
             PatchRefusedError: there is one, and none of its patches may be used any more.
         """
+        self.check_process()
         versions = self._versions
         if task not in versions:
             problem = None if self._watch is None else self._watch.problem_of(task)
@@ -157,6 +172,7 @@ class LoadedTasks:
 
     def evict(self, task: str, resolution: int) -> None:
         """Unload a resident (nothing happens if it is none); running inferences end first."""
+        self.check_process()
         self._evict(lambda key: key[:2] == (task, resolution))
 
     def refresh(self) -> tuple[str, ...]:
@@ -165,6 +181,7 @@ class LoadedTasks:
         Raises:
             StorageError, PatchdeployError: as there; everything stays as it is.
         """
+        self.check_process()
         if self._watch is None:
             return ()
         with self._refresh_lock:
@@ -231,6 +248,8 @@ class LoadedTasks:
     def close(self) -> None:
         """Drop every resident; a running inference ends first where it holds one."""
         self._backend = None
+        if os.getpid() != self._process:
+            return  # a thread of the parent may hold the locks for ever
         if self._background is not None:
             self._background.shutdown(wait=True)
         self._residents.clear()

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from patchdeploy_onnx import wire  # by module: it is half imported where it imports patchdeploy
 
 from patchdeploy.bundle import Bundle
-from patchdeploy.errors import FileFormatError, MissingExtraError, RuntimeBackendError
+from patchdeploy.errors import MissingExtraError, RuntimeBackendError
 from patchdeploy.runtime.backend import PRIVATE_BYTES_PER_FILE_BYTE
+from patchdeploy.runtime.fork import leave_to_parent
 from patchdeploy.runtime.model_copy import ModelCopy
 from patchdeploy.runtime.ort_format import make_ort_model
 from patchdeploy.runtime.ort_kernels import UNSIGNED, choose_kernels
@@ -57,7 +58,7 @@ class OnnxRuntimeBackend:
         self._threads = threads
         base, self._table = bundle.base("onnx")
         if self.kernels == UNSIGNED:
-            base, self._table = self._make_unsigned(base), unsigned_table(self._table)
+            base, self._table = wire.unsigned_kernels(base), unsigned_table(self._table)
         self._copy: ModelCopy | None = None
         self._per_run: Any = None
         if mode == "per_run":
@@ -85,14 +86,10 @@ class OnnxRuntimeBackend:
         level = self._module.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level
         try:
-            return self._module.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return leave_to_parent(
+                self._module.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            )
         except Exception as error:  # its errors have no common base
-            raise self._refused(model, error) from error
-
-    def _make_unsigned(self, model: bytes) -> bytes:
-        try:
-            return wire.unsigned_kernels(model)
-        except FileFormatError as error:
             raise self._refused(model, error) from error
 
     def _refused(self, model: bytes, error: Exception) -> RuntimeBackendError:

@@ -68,8 +68,11 @@ class Look:
         return all(isinstance(one, PatchRefusedError) for one in self.problems.values())
 
 
-def bundle_versions(bundle: Bundle, policy: Policy | None) -> Look:
+def bundle_versions(bundle: Bundle, format_name: str, policy: Policy | None) -> Look:
     """The tasks of ``bundle``; values are read from its files when they are asked for.
+
+    What is read is laid over the base file of ``format_name`` and compared with the hash that was
+    signed: a base that was changed together with its manifest is refused.
 
     Args:
         policy: what the store demands of every patch. Its keys bind the bundle's own patches too:
@@ -83,13 +86,15 @@ def bundle_versions(bundle: Bundle, policy: Policy | None) -> Look:
     problems: dict[str, PatchdeployError] = {}
     for task in bundle.tasks:
         try:
-            versions[task] = _bundle_version(bundle, task, policy)
+            versions[task] = _bundle_version(bundle, task, format_name, policy)
         except PatchRefusedError as error:
             problems[task] = error
     return Look(versions, problems)
 
 
-def _bundle_version(bundle: Bundle, task: str, policy: Policy | None) -> TaskVersion:
+def _bundle_version(
+    bundle: Bundle, task: str, format_name: str, policy: Policy | None
+) -> TaskVersion:
     entry = bundle.task(task)
     checked = None if policy is None else bundle.check(task, policy.trusted)
     return TaskVersion(
@@ -98,9 +103,25 @@ def _bundle_version(bundle: Bundle, task: str, policy: Policy | None) -> TaskVer
         sequence=0 if checked is None else checked.header.sequence,
         classes=entry.classes,
         resolutions=entry.resolutions,
-        read=lambda px: bundle.patch(task, px).values[px],
+        read=lambda px: _read_proved(bundle, task, format_name, px),
         signers=() if checked is None else checked.signed_by,
     )
+
+
+_PROVED: set[tuple[str, int, str, str]] = set()
+"""Patch file, resolution, base file, slot table (SHA-256) whose result was compared already."""
+
+
+def _read_proved(bundle: Bundle, task: str, format_name: str, px: int) -> PatchValues:
+    """Slot values of ``task`` at ``px``, which make of this base file what their maker signed."""
+    checked, patch = bundle.checked_patch(task, px)
+    entry = bundle.manifest.converters[format_name]
+    hashes = [bundle.manifest.files[path].sha256 for path in (entry.file, entry.slots)]
+    key = (checked.sha256, px, hashes[0], hashes[1])
+    if key not in _PROVED:
+        check_results(checked, patch, {format_name: bundle.base(format_name)})
+        _PROVED.add(key)
+    return patch.values[px]
 
 
 def check_store(store: Store, bundle: Bundle, format_name: str) -> None:
@@ -193,7 +214,7 @@ class StoreWatch:
         """
         check_store(store, bundle, format_name)
         self._store, self._bundle, self._format_name = store, bundle, format_name
-        self._shipped = bundle_versions(bundle, store.policy)
+        self._shipped = bundle_versions(bundle, format_name, store.policy)
         self._keys = store.policy.trusted
         self._glance: object = None
         self._told: Mapping[str, str] = {}
@@ -238,7 +259,7 @@ class StoreWatch:
     def _look(self, current: Versions) -> Look:
         policy = self._store.effective_policy()
         if policy.trusted != self._keys:
-            self._shipped = bundle_versions(self._bundle, policy)
+            self._shipped = bundle_versions(self._bundle, self._format_name, policy)
             self._keys = policy.trusted
         return newest_versions(
             self._shipped, self._store, current, self._bundle, self._format_name, policy

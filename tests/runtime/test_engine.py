@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import onnxruntime
 import pytest
-from bundle_cases import LABELS, make_bundle, reference_logits
+from bundle_cases import LABELS, make_bundle, make_patch, reference_logits
 from graph_cases import random_images
 from onnx_cases import EXACT_FORMS, in_form
 from PIL import Image
 
 from patchdeploy import flatbuffer
-from patchdeploy.bundle import patched
+from patchdeploy.bundle import add_task, open_bundle, patched, remove_task
 from patchdeploy.data import resize_image
 from patchdeploy.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from patchdeploy.errors import (
     UnreadableImageError,
 )
 from patchdeploy.runtime import Engine
+from patchdeploy.runtime.choose import make_backend
 from patchdeploy.runtime.litert import load_interpreter
 from patchdeploy.runtime.ort import check_per_run_version
 from patchdeploy.runtime.ort_kernels import UNSIGNED, VARIABLE
@@ -228,10 +229,6 @@ def test_threads_that_classify_while_others_swap_get_the_same_bits(bundle, runti
 
 
 def test_a_task_added_or_replaced_on_disk_does_not_touch_an_open_engine(bundle, tmp_path):
-    from bundle_cases import make_patch
-
-    from patchdeploy.bundle import add_task
-
     path = shutil.copytree(bundle.path, tmp_path / "copy")
     images = random_images(2, 24)
     with Engine.open(path, "onnxruntime") as opened:
@@ -320,17 +317,47 @@ def test_a_closed_engine_says_so(bundle):
     opened.close()
 
 
-def test_a_changed_bundle_is_refused_when_opened_and_when_a_patch_is_read(bundle, tmp_path):
+def test_a_changed_bundle_is_refused_when_it_is_opened(bundle, tmp_path):
     path = shutil.copytree(bundle.path, tmp_path / "copy")
-    opened = Engine.open(path, "onnxruntime")
     patch = path / "patches" / "first.pdp"
     patch.write_bytes(patch.read_bytes()[:-1] + b"\xff")
     with pytest.raises(IntegrityError):
-        opened.swap_to("first", 24)
-    assert opened.residents == ()
-    assert opened.logits(random_images(1, 24), "second", 24).shape == (1, len(LABELS))
-    with pytest.raises(IntegrityError):
         Engine.open(path, "onnxruntime")
+
+
+def replace_first(path):
+    add_task(path, make_patch(seed=77)[1], replace_existing=True)
+
+
+def damage(path):
+    for file in path.rglob("*.*"):
+        file.write_bytes(b"\xff" * 9)
+
+
+def new_bundle(path):
+    shutil.rmtree(path)
+    make_bundle(path, "residual", tasks=("other",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replace_first, lambda path: remove_task(path, "first"), damage, shutil.rmtree, new_bundle],
+    ids=["task replaced", "task removed", "damaged", "folder removed", "another bundle"],
+)
+@pytest.mark.parametrize(("runtime", "mode"), WAYS, ids=WAY_IDS)
+def test_an_engine_keeps_the_bundle_that_it_opened(bundle, tmp_path, runtime, mode, change):
+    path = shutil.copytree(bundle.path, tmp_path / "copy")
+    images = random_images(1, 24)
+    with Engine.open(bundle, runtime, mode=mode) as untouched:
+        expected = {task: untouched.logits(images, task, 24) for task in TASKS}
+    with Engine.open(path, runtime, mode=mode, patch_budget_bytes=0) as opened:
+        opened.swap_to("second", 24)
+        change(path)
+        for _ in range(2):  # residents, and tasks that were never loaded, and again from nothing
+            for task in TASKS:
+                assert np.array_equal(opened.logits(images, task, 24), expected[task])
+                opened.evict(task, 24)
+        assert opened.tasks == opened.bundle.tasks == TASKS
 
 
 @pytest.mark.parametrize(
@@ -347,8 +374,9 @@ def test_a_model_that_a_runtime_refuses_gives_a_typed_error(
     model = (path / f"base{suffix}").read_bytes()
     (path / f"base{suffix}").write_bytes(with_unknown_operator(model, runtime))
     rehash(path, suffix)
+    values = bundle.patch("first", 24).values[24]
     with pytest.raises(RuntimeBackendError, match="refused the model of"):
-        Engine.open(path, runtime).swap_to("first", 24)
+        make_backend(open_bundle(path), runtime, 1, "resident", None).load(values, 24)
     (path / f"base{suffix}").write_bytes(b"\xff" * 16 + model[16:])
     rehash(path, suffix)
     with pytest.raises(FileFormatError, match=r"base file of|onnx bytes"):

@@ -1,14 +1,13 @@
 """Decoded patches stay in memory within a budget, and what is kept is what was read."""
 
-import shutil
-
 import numpy as np
 import pytest
 from bundle_cases import make_bundle
 from graph_cases import random_images
 
-from patchdeploy.errors import IntegrityError
+from patchdeploy.bundle import Bundle
 from patchdeploy.runtime import Engine
+from patchdeploy.runtime.engine import PATCH_BUDGET_BYTES
 from patchdeploy.runtime.patches import Patches, value_bytes
 from patchdeploy.slots import PatchValues
 
@@ -59,22 +58,25 @@ def test_a_read_that_fails_is_raised_and_leaves_nothing():
 
 
 @pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
-def test_a_task_comes_back_from_memory_or_with_no_budget_from_the_disk(tmp_path, runtime):
+def test_a_task_comes_back_from_memory_or_with_no_budget_is_decoded_again(
+    tmp_path, monkeypatch, runtime
+):
     bundle = make_bundle(tmp_path / "b")
-    images = random_images(2, 24)
-    path = shutil.copytree(bundle.path, tmp_path / "changed")
-    with (
-        Engine.open(path, runtime) as keeping,
-        Engine.open(path, runtime, patch_budget_bytes=0) as forgetful,
-    ):
-        expected = keeping.logits(images, "first", 24)
-        assert np.array_equal(forgetful.logits(images, "first", 24), expected)
-        patch = path / "patches" / "first.pdp"
-        patch.write_bytes(patch.read_bytes()[:-1] + b"\xff")
-        for engine in (keeping, forgetful):
+    decoded = []
+
+    def decode(self, task, resolution):
+        decoded.append((task, resolution))
+        return real(self, task, resolution)
+
+    real = Bundle.checked_patch
+    monkeypatch.setattr(Bundle, "checked_patch", decode)
+    images = {px: random_images(2, px) for px in (16, 24)}
+    for budget, again in ((PATCH_BUDGET_BYTES, []), (0, [("first", 24)])):
+        with Engine.open(bundle, runtime, patch_budget_bytes=budget) as engine:
+            expected = engine.logits(images[24], "first", 24)
             engine.evict("first", 24)
-        assert np.array_equal(keeping.logits(images, "first", 24), expected)
-        with pytest.raises(IntegrityError):
-            forgetful.logits(images, "first", 24)
-        with pytest.raises(IntegrityError):  # another resolution was not read before
-            keeping.logits(random_images(1, 16), "first", 16)
+            decoded.clear()
+            assert np.array_equal(engine.logits(images[24], "first", 24), expected)
+            assert decoded == again
+            engine.logits(images[16], "first", 16)  # another resolution was not decoded before
+            assert decoded[-1] == ("first", 16)
