@@ -6,9 +6,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 from bundle_cases import KEY, LABELS, make_bundle, make_patch, reference_logits
 from graph_cases import random_images
+from patchdeploy_onnx import unsigned_kernels
 from PIL import Image
 
 from patchdeploy.bundle import add_task, create_bundle, open_bundle, standalone
@@ -23,9 +25,11 @@ from patchdeploy.errors import (
 )
 from patchdeploy.fold import fold_patch
 from patchdeploy.patchfile.pack import Release, Signer, check_results, open_patch
+from patchdeploy.runtime.ort_kernels import SIGNED, is_exact
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
-from patchdeploy.verify import verify_bundle
+from patchdeploy.verify import bare, verify_bundle
+from patchdeploy.verify.bare import judge
 from patchdeploy.verify.images import task_labels
 
 
@@ -317,3 +321,47 @@ def test_a_patch_over_other_base_files_fails_its_result_hashes(tmp_path):
     table = replace(bundle.table("onnx"), base_sha256=sha256_hex(bytes(changed)))
     with pytest.raises(PatchRefusedError, match="SHA-256 of onnx at 24 px is"):
         check_results(checked, patch, {"onnx": (bytes(changed), table)})
+
+
+def test_a_model_in_a_bare_session_is_compared_in_both_forms(bundle):
+    """On a processor that saturates the rows are skipped and say so: this holds on both kinds."""
+    report = verify_bundle(bundle.path, formats=["onnx"])
+    rows = [check for check in report.checks if check.name == "without the Engine"]
+    assert len(rows) == 4
+    exact = is_exact(onnxruntime, SIGNED)
+    for row in rows:
+        assert row.passed is (True if exact else None)
+        assert row.numbers["wrong_unsigned"] == 0
+        assert row.numbers["kernels_exact"] is exact
+        assert exact is (row.numbers["wrong_as_written"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("exact", "wrong", "wrong_unsigned", "passed"),
+    [(True, 0, 0, True), (False, 8, 0, None), (False, 0, 0, None)]
+    + [(True, 1, 0, False), (True, 0, 1, False), (False, 8, 1, False)],
+)
+def test_a_processor_that_saturates_is_no_failure_and_another_score_is(
+    exact, wrong, wrong_unsigned, passed
+):
+    assert judge(exact, wrong, wrong_unsigned, 8)[0] is passed
+
+
+def test_a_file_that_is_wrong_here_without_the_engine_is_said_loudly(bundle, monkeypatch, caplog):
+    def count(model, pixels, scores):  # as an x86-64 without VNNI counts
+        return 0 if model == unsigned_kernels(model) else 5
+
+    monkeypatch.setattr(bare, "is_exact", lambda module, form: form != SIGNED)
+    monkeypatch.setattr(bare, "_count_wrong", count)
+    bare._warn_once.cache_clear()
+    with caplog.at_level("WARNING", "patchdeploy.verify"):
+        report = verify_bundle(bundle.path, formats=["onnx"])
+    assert report.ok
+    rows = [check for check in report.checks if check.name == "without the Engine"]
+    assert {row.passed for row in rows} == {None}
+    assert "5 of 8 images have other scores" in rows[0].detail
+    said = [r.getMessage() for r in caplog.records if r.name == "patchdeploy.verify"]
+    assert said == [
+        "base.onnx IS WRONG ON THIS PROCESSOR WITHOUT THE ENGINE (int8 kernels saturate); use its "
+        "unsigned form there, see docs/bundle-format.md"
+    ]

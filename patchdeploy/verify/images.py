@@ -23,6 +23,7 @@ from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.choose import RUNTIME_FORMATS
 from patchdeploy.runtime.ort import load_onnxruntime
+from patchdeploy.verify.bare import check_bare
 
 TaskImages = Mapping[str, ImageDataset] | ImageDataset | str | Path | None
 Row = tuple[str, str, bool | None, str, dict[str, Any]]
@@ -140,6 +141,8 @@ def _check_resolution(
             yield _compare(run, base, px, subject, some, scores[: len(some)], tolerance_lsb)
         if run.runtime == "onnxruntime":
             yield _check_per_run(run, px, subject, pixels[:2], scores[:2])
+            some, own = pixels[:reference_limit], scores[:reference_limit]
+            yield check_bare(run.bundle, run.task, px, subject, some, own)
     except PatchdeployError as error:
         yield ("runtime = reference", subject, False, str(error), {})
         return
