@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import case_folders  # adds the folders of the cases
 import numpy as np
-from case_folders import HERE
+from bundle_cases import make_bundle
 from hostile_bundles import MANIFEST, list_cases, make_good, make_judge, write_manifest
 from tried import Progress, Told, in_processes, scaled
 
@@ -171,13 +172,15 @@ def _expect_refusal(act: Callable[[], object], what: str) -> None:
 
 def try_killed_writers(scale: float, folder: Path, progress: Progress) -> Told:
     """What a writer that was killed has left is gone after the next one."""
-    good = make_good(folder / "good")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    good = make_bundle(folder / "good").path
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(case_folders.HERE.parent), *sys.path]),
+    }
     left = killed = 0
     for step in range(1, STEPS, 1 if scale >= 1 else 5):
         place = folder / f"killed-{step}"
         path = Path(shutil.copytree(good, place / "bundle"))
-        _unsign(path)
         command = [sys.executable, "-c", KILLED, str(path), str(step)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.stdout.strip() == "done":
@@ -195,14 +198,6 @@ def try_killed_writers(scale: float, folder: Path, progress: Progress) -> Told:
         "after the next writer nothing is left but what the manifest names",
         killed,
     )
-
-
-def _unsign(path: Path) -> None:
-    import json
-
-    document = json.loads((path / MANIFEST).read_text())
-    document["trusted"] = None
-    write_manifest(path, document)
 
 
 def _surplus(place: Path, path: Path) -> int:
