@@ -19,6 +19,7 @@ from limits import measure_limits
 from long_forms import LONG_FORMS, LongForm
 from rows_bundles import try_documents, try_files, try_killed_writers
 from rows_container import try_bit_flips, try_lengths, try_signatures
+from rows_engine import try_changed_bases, try_forks
 from rows_hostile import try_hostile
 from rows_match import try_bases, try_places
 from rows_misbehave import try_planted
@@ -159,5 +160,12 @@ ROWS = (
         documents=_scaled(try_documents),
         files=try_files,
         writers=try_killed_writers,
+    ),
+    _row(
+        23,
+        "base changed with its manifest; fork",
+        "no score; an error or the right answer, never a hang",
+        bases=try_changed_bases,
+        forks=try_forks,
     ),
 )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import rows_bundles
 import rows_container
+import rows_engine
 import rows_hostile
 import rows_match
 import rows_misbehave
@@ -28,7 +29,7 @@ from patchdeploy.bundle import reader
 from patchdeploy.coding import decode
 from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendError
 from patchdeploy.patchfile import container, pack, payload
-from patchdeploy.runtime import self_test
+from patchdeploy.runtime import self_test, versions
 from patchdeploy.storage import sha256_hex
 
 TFLITE_TABLE, ONNX_TABLE = hostile_bundles.TABLES
@@ -143,6 +144,10 @@ def test_row_18_what_the_self_test_cannot_see_is_what_the_page_says(tmp_path):
     assert rows_misbehave.see_limits(tmp_path) == expected
 
 
+def test_row_23_a_base_that_was_changed_with_its_manifest_gives_no_score(tmp_path):
+    assert rows_engine.try_changed_bases(0.05, tmp_path, no_progress).count == 2 * 15
+
+
 def nothing(*arguments, **named):
     """A check that was forgotten."""
 
@@ -187,6 +192,10 @@ BUGS = {
     "lengths of parts are not compared": (
         (payload, "_check_length", nothing),
         lambda tmp_path: rows_sites.try_sites(0.1, no_progress),
+    ),
+    "an Engine does not compare results": (
+        (versions, "check_results", nothing),
+        lambda tmp_path: rows_engine.try_changed_bases(0.05, tmp_path, no_progress),
     ),
     "scores are not compared": (
         (self_test, "check_golden", nothing),
