@@ -14,17 +14,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from patchdeploy.data import (
-    IMAGE_SUFFIXES,
     ImageDataset,
-    ImageFiles,
     LoadConfig,
+    load_any_folder,
     load_image_folder,
     load_packaged,
 )
-from patchdeploy.errors import ConfigError, EmptyCalibrationError, MissingExtraError
+from patchdeploy.errors import ConfigError, DataError, EmptyCalibrationError, MissingExtraError
 from patchdeploy.errors_keys import suggest_nearest
 
 if TYPE_CHECKING:
@@ -77,35 +74,9 @@ def open_base(name: str) -> Base:
     if kind == "trained" and rest:
         from patchdeploy.named_trained import open_network
 
-        return open_network(Path(rest), open_architecture)
+        return open_network(Path(rest), open_base)
     remedy = "correct it" if kind in BASE_KINDS else suggest_nearest(kind, BASE_KINDS, "correct it")
     raise ConfigError(f"base {name!r} is none of the forms {BASE_HELP}; {remedy}")
-
-
-def open_architecture(name: str) -> Base:
-    """A base with the layers of the one that ``name`` stands for, whatever its weights: no file of
-    weights is read and nothing is downloaded, for ``name`` may be another's choice.
-
-    Raises:
-        ConfigError: the name follows none of the forms.
-        BaseError: torchvision has no such architecture.
-    """
-    from patchdeploy.base import Base
-
-    kind, _, rest = name.partition(":")
-    architecture = rest.replace("@", ":").partition(":")[0]
-    if kind in ("torchvision", "checkpoint") and rest:
-        return Base.from_torchvision(architecture, weights=None)
-    if kind == "detector" and rest:
-        return Base.from_detector(architecture)
-    if kind == "keras":
-        return Base.keras_structure()
-    if name == "embedded":
-        return Base.embedded()
-    raise ConfigError(
-        f"base {name!r} is none of the forms {BASE_HELP}; a trained network names the base that it "
-        "was made from; train again"
-    )
 
 
 def _open_checkpoint(architecture: str, file: Path) -> Base:
@@ -156,22 +127,13 @@ def open_calibration(name: str) -> ImageDataset:
     if is_packaged(name):
         return open_images(name)
     root = Path(name)
-    paths = sorted(
-        p for p in root.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
-    if not paths:
-        state = "holds no image" if root.is_dir() else "is not a folder"
+    try:
+        return load_any_folder(root)
+    except DataError as error:
         raise EmptyCalibrationError(
-            f"calibration folder {name} {state}; activation ranges need at least 1 image (64 to "
-            f"512 are usual) of {', '.join(IMAGE_SUFFIXES)}; name a folder of training images"
-        )
-    names = [path.relative_to(root).parts[0] for path in paths]
-    if any(path.parent == root for path in paths):
-        names = [""] * len(paths)
-    classes, labels = np.unique(names, return_inverse=True)
-    return ImageDataset(
-        root.name, ImageFiles(paths), labels.astype(np.int64), tuple(classes.tolist())
-    )
+            f"calibration images: {error}; activation ranges need at least 1 image (64 to 512 are "
+            "usual) of a folder of training images"
+        ) from error
 
 
 def is_packaged(name: str) -> bool:

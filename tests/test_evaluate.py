@@ -123,7 +123,7 @@ def test_any_folder_of_images_calibrates_and_an_empty_one_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EmptyCalibrationError, match="empty holds no image"):
         open_calibration(str(tmp_path / "empty"))
-    with pytest.raises(EmptyCalibrationError, match="nowhere is not a folder"):
+    with pytest.raises(EmptyCalibrationError, match="nowhere does not exist"):
         open_calibration(str(tmp_path / "nowhere"))
     assert len(open_calibration("packaged:faces:train")) == 120
 

@@ -16,7 +16,6 @@ FLOW = (
     "storage",
     "documents",
     "flatbuffer",
-    "task_names",
     "data",
     "base",
     "patch",

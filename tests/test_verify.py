@@ -133,7 +133,7 @@ def test_a_folder_of_images_is_used_with_or_without_classes(bundle, tmp_path):
     rows = [check for check in report.checks if check.name == "runtime = reference"]
     assert {check.numbers["images"] for check in rows} == {1}
     assert not any(check.name == "accuracy" for check in report.checks)
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="nowhere does not exist; images are read from a folder"):
         verify_bundle(bundle.path, tmp_path / "nowhere")
 
 

@@ -7,16 +7,21 @@ and must not have to copy it into folders.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from patchdeploy.data.decode import image_pixels, load_image
 from patchdeploy.data.load import LoadConfig
-from patchdeploy.data.pixels import Labels, Pixels, image_pixels, load_image
+from patchdeploy.data.pixels import Labels, Pixels
 from patchdeploy.data.sources import ImageFiles, Images, MapImages, is_subset
 from patchdeploy.errors import DataError, UnreadableImageError
+
+MOST_CLASSES = 65_536
+"""Of a patch: docs/patch-format.md."""
 
 
 class Labelled(NamedTuple):
@@ -49,7 +54,7 @@ def read_mapped(
     if labels is None:
         labels, unread = _read_labels(images, load)
     names = _listed_classes(dataset) if classes is None else classes
-    names = tuple(str(one) for one in names) if names else _class_names(labels)
+    names = compose_names(names, name) if names else _class_names(labels, name)
     return Labelled(images, np.asarray(labels, np.int64), names, unread)
 
 
@@ -60,7 +65,7 @@ def read_pairs(
     load: LoadConfig,
 ) -> Labelled:
     """Pairs of (image, label), to the end; see ``ImageDataset.from_iterable``."""
-    found: list[Path | Pixels] = []
+    found: list[Path | Pixels | None] = []
     given: list[int | str] = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) < 2:
@@ -68,9 +73,7 @@ def read_pairs(
                 f"item {index} of {name} is a {type(pair).__name__}; each item must be "
                 "(image, label); pair them, for instance with zip"
             )
-        is_path = isinstance(pair[0], str | Path)
-        what = f"image {index} of {name}"
-        found.append(Path(pair[0]) if is_path else image_pixels(pair[0], what))
+        found.append(_path_or_pixels(pair[0], f"image {index} of {name}", load))
         given.append(pair[1])
     names, labels = _number_labels(given, classes, name)
     paths = [one for one in found if isinstance(one, Path)]
@@ -90,11 +93,11 @@ def _listed_labels(images: MapImages) -> list[int] | None:
         return None
     for index in {0, len(listed) // 2, len(listed) - 1} if listed else ():
         try:
-            if int(images.item(index)[1]) != listed[index]:
+            if _integer_label(images.item(index)[1], "") != listed[index]:
                 return None
         except UnreadableImageError:
             continue
-        except (TypeError, ValueError):
+        except DataError:
             return None
     return listed
 
@@ -107,8 +110,8 @@ def _label_attribute(dataset: Any) -> list[int] | None:
         listed = getattr(dataset, attribute, None)
         if listed is not None and hasattr(listed, "__len__") and len(listed) == len(dataset):
             try:
-                return [int(one) for one in listed]
-            except (TypeError, ValueError):
+                return [int(one) for one in as_labels(listed, attribute)]
+            except DataError:
                 return None
     return None
 
@@ -137,51 +140,139 @@ def _read_labels(images: MapImages, load: LoadConfig) -> tuple[list[int], tuple[
 
 def _integer_label(label: Any, what: str) -> int:
     try:
-        if int(label) == label:
-            return int(label)
-    except (TypeError, ValueError):
-        pass
-    raise DataError(
-        f"{what} has the label {label!r}; a label must be an integer from 0 up; give the data set "
-        "a target_transform, or use ImageDataset.from_iterable, which takes class names"
-    )
+        return int(as_labels([label], what)[0])
+    except DataError as error:
+        raise DataError(
+            f"{what} has the label {label!r}; a label must be an integer from 0 up; give the data "
+            "set a target_transform, or use ImageDataset.from_iterable, which takes class names"
+        ) from error
 
 
-def _class_names(labels: Sequence[int]) -> tuple[str, ...]:
-    return tuple(str(label) for label in range(max(labels, default=-1) + 1))
+def as_labels(labels: Any, name: str, classes: int | None = None) -> Labels:
+    """int64 [N] of whole numbers of any type: [N], [N, 1], or rows [N, C] with one 1 each.
+
+    Args:
+        classes: how many there are, which rows must have as many columns as; None: any.
+
+    Raises:
+        DataError: fractions, text, probabilities, or a number that no int64 holds.
+    """
+    rule = "labels must be whole numbers, one per image, or rows with one 1 each; convert them"
+    try:
+        array = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{name}: labels are no array ({error}); {rule}") from error
+    if array.ndim == 3 and array.shape[0] == 1:  # one row, given as a list of one
+        array = array[0]
+    if array.ndim == 2 and array.shape[1] != 1:
+        array = _row_positions(array, name, classes, rule)
+    whole = array.reshape(-1) if array.ndim == 2 else array
+    if whole.ndim != 1 or whole.dtype.kind not in "biuf":
+        raise DataError(f"{name}: labels are {array.dtype} {list(array.shape)}; {rule}")
+    with np.errstate(invalid="ignore"):
+        found: Labels = whole.astype(np.int64)
+    wrong = np.flatnonzero(found != whole)
+    if len(wrong):
+        raise DataError(f"{name}: label {whole[wrong[0]]} of image {wrong[0]}; {rule}")
+    return found
+
+
+def _row_positions(array: Any, name: str, classes: int | None, rule: str) -> Labels:
+    is_one_hot = array.dtype.kind in "biuf" and ((array == 0) | (array == 1)).all()
+    if not is_one_hot or not (array.sum(axis=1) == 1).all():
+        raise DataError(f"{name}: labels are rows of {array.shape[1]} values; {rule}")
+    if classes not in (None, array.shape[1]):
+        raise DataError(
+            f"{name}: labels are rows of {array.shape[1]} values for {classes} classes; a row has "
+            "a value for each class; correct the labels or the classes"
+        )
+    found: Labels = array.argmax(axis=1).astype(np.int64)
+    return found
+
+
+def compose_name(name: Any) -> str:
+    """A class's name in Unicode's composed form (NFC), which file systems do not agree on."""
+    return unicodedata.normalize("NFC", str(name))
+
+
+def compose_names(names: Sequence[Any], dataset: str) -> tuple[str, ...]:
+    """`compose_name` of each.
+
+    Raises:
+        DataError: two names that differ become the same.
+    """
+    given = [str(one) for one in names]
+    composed = tuple(compose_name(one) for one in given)
+    first: dict[str, str] = {}
+    for one, name in zip(given, composed, strict=True):
+        if first.setdefault(name, one) != one:
+            raise DataError(
+                f"{dataset}: class {name!r} occurs in composed and in decomposed form (accents as "
+                "parts of letters, and as characters that follow them); names must differ to the "
+                "eye; give both the same label"
+            )
+    return composed
+
+
+def _class_names(labels: Sequence[int], name: str) -> tuple[str, ...]:
+    largest = max(labels, default=-1)
+    if largest >= MOST_CLASSES:
+        raise DataError(
+            f"{name}: label {largest} without class names; whole numbers are positions from 0 to "
+            f"{MOST_CLASSES - 1}, the most classes that a patch has; give classes, or use "
+            "ImageDataset.from_iterable with labels as text, which numbers those that occur"
+        )
+    return tuple(str(label) for label in range(largest + 1))
 
 
 def _number_labels(
     given: Sequence[int | str], classes: Sequence[str] | None, name: str
 ) -> tuple[tuple[str, ...], Labels]:
     """Class names, and int64 labels; text labels are looked up among the names."""
+    chosen = None if classes is None else compose_names(classes, name)
     if any(isinstance(label, str) for label in given):
-        names = sorted({str(label) for label in given}) if classes is None else list(classes)
+        texts = [compose_name(label) if isinstance(label, str) else label for label in given]
+        names = chosen or tuple(sorted({str(label) for label in texts}))
         where = {one: index for index, one in enumerate(names)}
-        for label in given:
+        for label in texts:
             if label not in where:
                 raise DataError(
                     f"{name}: label {label!r} is no class; the classes are "
                     f"{', '.join(names[:10])}; correct it or add the class"
                 )
-        return tuple(names), np.asarray([where[str(label)] for label in given], np.int64)
+        return names, np.asarray([where[str(label)] for label in texts], np.int64)
     labels = [_integer_label(one, f"image {i} of {name}") for i, one in enumerate(given)]
-    chosen = _class_names(labels) if classes is None else tuple(str(one) for one in classes)
-    return chosen, np.asarray(labels, np.int64)
+    return chosen or _class_names(labels, name), np.asarray(labels, np.int64)
+
+
+def _path_or_pixels(image: Any, what: str, load: LoadConfig) -> Path | Pixels | None:
+    """A path as it is, anything else decoded; None: it cannot be, and is to be skipped."""
+    if isinstance(image, str | Path):
+        return Path(image)
+    try:
+        return image_pixels(image, what)
+    except UnreadableImageError:
+        if load.on_broken == "error":
+            raise
+        return None
 
 
 def _decode_paths(
-    found: list[Path | Pixels], load: LoadConfig
+    found: Sequence[Path | Pixels | None], load: LoadConfig
 ) -> tuple[list[Pixels], tuple[int, ...]]:
     """Pixels where paths and pixels are mixed; a broken file leaves an empty image behind."""
     pixels: list[Pixels] = []
     broken: list[int] = []
     for index, one in enumerate(found):
-        try:
-            pixels.append(load_image(one) if isinstance(one, Path) else one)
-        except UnreadableImageError:
-            if load.on_broken == "error":
-                raise
+        if isinstance(one, Path):
+            try:
+                one = load_image(one)
+            except UnreadableImageError:
+                if load.on_broken == "error":
+                    raise
+                one = None
+        if one is None:
             broken.append(index)
-            pixels.append(np.zeros((1, 1, 3), np.uint8))
+            one = np.zeros((1, 1, 3), np.uint8)
+        pixels.append(one)
     return pixels, tuple(broken)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,15 +22,16 @@ from typing import Literal, TypeVar, cast
 import numpy as np
 import PIL
 
+from patchdeploy.data.decode import DECODER_VERSION, image_pixels
 from patchdeploy.data.pixels import Pixels, Preprocessing, resize_image
 from patchdeploy.data.sources import Images, image_paths, images_key
 from patchdeploy.errors import ConfigError, UnreadableImageError
 from patchdeploy.storage import open_atomic, write_atomic
+from patchdeploy.storage_temporary import remove_leftovers
 
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 CHUNK = 128  # images between two reports of progress and two writes
-STALE_SECONDS = 3600.0  # a temporary file of a cache that nobody wrote to for so long is removed
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def load_resized(
 def _resized_chunks(
     images: Images, size_px: int, preprocessing: Preprocessing, load: LoadConfig
 ) -> Iterator[Pixels]:
-    sequence = cast(Sequence[Pixels], images)
+    sequence, what = cast(Sequence[Pixels], images), "an image of the data set"
 
     def resized(index: int) -> Pixels:
-        return resize_image(sequence[index], size_px, preprocessing)
+        return resize_image(image_pixels(sequence[index], what), size_px, preprocessing)
 
     for chunk in _in_chunks(resized, len(images), load):
         yield np.stack(chunk)
@@ -129,14 +129,15 @@ def _cached(
 ) -> Pixels:
     """The cache's array, memory-mapped; written first where it is not there or not whole."""
     assert load.cache is not None
-    settings = [size_px, preprocessing.resize, preprocessing.crop_fraction, PIL.__version__]
+    decoder = [PIL.__version__, DECODER_VERSION]
+    settings = [size_px, preprocessing.resize, preprocessing.crop_fraction, *decoder]
     digest = hashlib.sha256(json.dumps([images_key(images), settings]).encode()).hexdigest()
     path = load.cache / f"{_file_stem(name)}-{size_px}px-{digest[:24]}.npy"
     shape = (len(images), size_px, size_px, 3)
     found = _open_array(path, shape)
     if found is not None:
         return found
-    _remove_stale(path)
+    remove_leftovers(load.cache)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with open_atomic(path, int(np.prod(shape, dtype=np.int64))) as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -156,16 +157,6 @@ def _open_array(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     return array if (array.shape, array.dtype) == (shape, np.uint8) else None
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove what runs that were killed while they wrote this file have left."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        try:
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                left.unlink()
-        except OSError:
-            continue  # another process removed it first
-
-
 def _file_stem(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
 
@@ -180,7 +171,9 @@ def find_broken(images: Images, load: LoadConfig, name: str) -> list[int]:
     """
     if load.cache is None or not image_paths(images):
         return _decode_all(images, load)
-    key = hashlib.sha256(f"{images_key(images)} {PIL.__version__}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{images_key(images)} {PIL.__version__} {DECODER_VERSION}".encode()
+    ).hexdigest()
     path = load.cache / f"{_file_stem(name)}-checked-{key[:24]}.json"
     try:
         return [int(index) for index in json.loads(path.read_text())["broken"]]

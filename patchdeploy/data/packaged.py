@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.data.pixels import Pixels, load_image
+from patchdeploy.data.decode import load_image
+from patchdeploy.data.pixels import Pixels
 from patchdeploy.data.sets import ImageDataset, split
 from patchdeploy.errors import DataError, MissingExtraError
 from patchdeploy.errors_keys import suggest_nearest

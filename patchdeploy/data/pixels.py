@@ -1,35 +1,33 @@
-"""One image as uint8 RGB, and the one value that says how a network wants it.
+"""Pixels as a network wants them, and the one value that says how.
 
-In: an image file, a Pillow image, a numpy array or a torch tensor. Out: ``Pixels`` (uint8 RGB,
-[H, W, 3], 0..255), resized squares, normalised batches, ``Preprocessing``. Why: training,
-calibration and the run-time Engine must decode and resize with the very same functions, and none
-of it may need torch: everything here is numpy and Pillow.
+In: ``Pixels`` (uint8 RGB, [H, W, 3], 0..255; `data.decode` makes them). Out: resized squares,
+normalised batches, ``Preprocessing``. Why: training, calibration and the run-time Engine must
+resize with the very same functions, and none of it may need torch: everything here is numpy and
+Pillow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from patchdeploy.errors import ConfigError, DataError, UnreadableImageError
+from patchdeploy.errors import ConfigError
 from patchdeploy.errors_keys import refuse_unknown_keys
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LEAST_CROP_FRACTION = 0.1
 """A smaller centre would be cut out of an image of more than ten times the side."""
 LARGEST_INPUT_PX = 65_535
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on damaged bytes."""
+MOST_STRETCH = 16
+"""Pixels of the whole image, resized, to one of its centre; of more the centre alone is resized."""
 
 
 @dataclass(frozen=True)
@@ -98,89 +96,13 @@ def _are_numbers(values: Any, count: int) -> bool:
     )
 
 
-def load_image(path: Path | str) -> Pixels:
-    """Decode one image file to uint8 [H, W, 3] RGB, as `image_pixels` does.
-
-    Raises:
-        UnreadableImageError: missing, truncated, or not an image.
-    """
-    try:
-        with Image.open(path) as opened:
-            return _decode(opened)
-    except DECODER_ERRORS as error:
-        raise UnreadableImageError(
-            f"cannot read image {path}: {error}; it must be a whole file in a format that Pillow "
-            "decodes; convert it again or remove it"
-        ) from error
-
-
-def image_pixels(image: Any, what: str) -> Pixels:
-    """Any usual image in memory as uint8 [H, W, 3] RGB.
-
-    EXIF orientation is applied, transparency is laid over white, 16-bit samples of Pillow images
-    keep their upper 8 bits, grey and palette images become RGB.
-
-    Args:
-        image: a Pillow image; a numpy array uint8 [H, W] or [H, W, C]; a torch tensor uint8 [H, W]
-            or [C, H, W] (any device); C is 1 (grey), 3 (RGB) or 4 (RGBA).
-        what: its name in an error.
-
-    Raises:
-        DataError: another type, dtype or shape.
-    """
-    if isinstance(image, Image.Image):
-        return _decode(image)
-    is_tensor = hasattr(image, "detach") and hasattr(image, "cpu")
-    array = image.detach().cpu().numpy() if is_tensor else image
-    if is_tensor and array.ndim == 3:
-        array = array.transpose(1, 2, 0)
-    _check_array(array, is_tensor, what)
-    if array.ndim == 2 or array.shape[2] == 1:
-        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    if array.shape[2] == 4:
-        return _decode(Image.fromarray(np.ascontiguousarray(array)))
-    return np.ascontiguousarray(array)
-
-
-def _decode(image: Image.Image) -> Pixels:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        samples = np.asarray(image, np.float64)
-        upper = samples / 256.0 if image.mode != "F" else samples
-        return np.repeat(np.clip(upper, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.array(image.convert("RGB"), np.uint8)
-
-
-def _check_array(array: Any, is_tensor: bool, what: str) -> None:
-    layout = "[H, W] or [C, H, W]" if is_tensor else "[H, W] or [H, W, C]"
-    rule = (
-        "it must be a Pillow image, a numpy array uint8 [H, W] or [H, W, C], or a torch tensor "
-        "uint8 [H, W] or [C, H, W]"
-    )
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{what} is a {type(array).__name__}; {rule}; convert it")
-    if array.dtype != np.uint8:
-        raise DataError(
-            f"{what} holds {array.dtype} values; {rule}; leave ToTensor and Normalize out of the "
-            "data set's transform (patchdeploy scales and normalises by itself), or convert it"
-        )
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if not shaped or 0 in array.shape:
-        shown = array.transpose(2, 0, 1) if is_tensor and array.ndim == 3 else array
-        raise DataError(
-            f"{what} has shape {list(shown.shape)}; it must be {layout} with 1, 3 or 4 channels "
-            "and no side of 0; convert it"
-        )
-
-
 def resize_image(image: Pixels, size_px: int, preprocessing: Preprocessing) -> Pixels:
     """Resize uint8 [H, W, 3] to uint8 [size_px, size_px, 3], bilinear (Pillow, antialiased).
 
     squash ignores the aspect ratio. crop resizes the shorter side to
-    round(size_px / crop_fraction) and keeps the centre.
+    round(size_px / crop_fraction) and keeps the centre. Of a thin image (`MOST_STRETCH`) only the
+    centre is resized: the same formula from float32 coordinates, so that values may differ by 1,
+    and a line of 4000 x 2 px does not become one of 512,000 x 256.
     """
     height, width = image.shape[:2]
     if preprocessing.resize == "squash":
@@ -191,8 +113,14 @@ def resize_image(image: Pixels, size_px: int, preprocessing: Preprocessing) -> P
     shorter_px = max(size_px, round(size_px / preprocessing.crop_fraction))
     scale = shorter_px / min(height, width)
     wide, high = max(shorter_px, int(width * scale)), max(shorter_px, int(height * scale))
-    pixels = np.array(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
     top, left = (high - size_px) // 2, (wide - size_px) // 2
+    whole = Image.fromarray(image)
+    if wide * high > MOST_STRETCH * size_px**2:
+        across, down = width / wide, height / high
+        box = (left * across, top * down, (left + size_px) * across, (top + size_px) * down)
+        centre = whole.resize((size_px, size_px), Image.Resampling.BILINEAR, box)
+        return np.array(centre, np.uint8)
+    pixels = np.array(whole.resize((wide, high), Image.Resampling.BILINEAR))
     return np.ascontiguousarray(pixels[top : top + size_px, left : left + size_px])
 
 

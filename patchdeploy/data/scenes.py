@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from patchdeploy.data.decode import load_image
 from patchdeploy.data.packaged import package_file
-from patchdeploy.data.pixels import Pixels, load_image
+from patchdeploy.data.pixels import Pixels
 from patchdeploy.data.sets import ImageDataset
 from patchdeploy.errors import ConfigError, DataError
 

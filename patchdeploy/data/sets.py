@@ -8,7 +8,7 @@ takes this one type.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdeploy.data.labels import read_mapped, read_pairs
+from patchdeploy.data.folders import FolderImages, find_images, folder_name
+from patchdeploy.data.formats import readable_suffixes
+from patchdeploy.data.labels import (
+    as_labels,
+    compose_name,
+    compose_names,
+    read_mapped,
+    read_pairs,
+)
 from patchdeploy.data.load import LoadConfig, find_broken, load_resized
-from patchdeploy.data.pixels import IMAGE_SUFFIXES, Labels, Pixels, Preprocessing
-from patchdeploy.data.sources import ImageFiles, Images, image_name, select_images
+from patchdeploy.data.pixels import Labels, Pixels, Preprocessing
+from patchdeploy.data.sources import ImageFiles, Images, as_images, image_name, select_images
 from patchdeploy.errors import DataError
 
 LOGGER = logging.getLogger("patchdeploy.data")
@@ -44,10 +52,11 @@ class ImageDataset:
 
     Attributes:
         name: the task's name, unless another is given where it is trained.
-        images: a list of uint8 [H, W, 3], `ImageFiles`, `MapImages`, or one array uint8
-            [N, H, W, 3] (which may be memory-mapped).
-        labels: int64 [N], positions in ``classes``.
-        classes: their names.
+        images: one array uint8 [N, H, W, 3] (which may be memory-mapped), `ImageFiles`,
+            `MapImages`, or a list of what `image_pixels` takes; becomes pixels or `ImageFiles`.
+        labels: int64 [N], positions in ``classes``. Any whole numbers, one per image, or rows with
+            one 1 each become that.
+        classes: their names, composed (NFC).
         load: how ``at`` decodes and resizes.
         skipped: what was left out of the whole set because no decoder reads it.
     """
@@ -65,6 +74,10 @@ class ImageDataset:
     _positions: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", as_images(self.images, self.name))
+        object.__setattr__(self, "classes", compose_names(self.classes, self.name))
+        labels = as_labels(self.labels, self.name, len(self.classes))
+        object.__setattr__(self, "labels", labels)
         if len(self.images) != len(self.labels):
             raise DataError(
                 f"{self.name}: {len(self.images)} images but {len(self.labels)} labels; there must "
@@ -133,10 +146,17 @@ class ImageDataset:
         return without_broken(made, found.unread)
 
     def labels_as(self, classes: Sequence[str]) -> Labels | None:
-        """The labels as positions in ``classes``, matched by name; None where they are others."""
-        if set(self.classes) != set(classes):
+        """The labels as positions in ``classes``, matched by name; None where they are others.
+
+        Names are composed (NFC) before they are compared. Where one occurs twice (ImageNet has two
+        cranes), the classes must be the same in the same order.
+        """
+        classes = [compose_name(name) for name in classes]
+        if list(self.classes) == classes:
+            return self.labels
+        if sorted(self.classes) != sorted(classes) or len(set(classes)) < len(classes):
             return None
-        order = np.array([list(classes).index(name) for name in self.classes], np.int64)
+        order = np.array([classes.index(name) for name in self.classes], np.int64)
         mapped: Labels = order[self.labels]
         return mapped
 
@@ -179,7 +199,8 @@ class ImageDataset:
 def load_image_folder(root: Path | str, load: LoadConfig | None = None) -> ImageDataset:
     """A folder per class (sorted names are the classes), image files below each, read lazily.
 
-    Names that begin with a dot (``.git``, the ``._x.jpg`` that macOS leaves) are passed over.
+    `data.folders` says which files are images; what is passed over is counted and logged. Names
+    are composed (NFC): two folders whose names look the same are one class.
 
     Args:
         load: workers, cache, what to do about a broken image.
@@ -188,37 +209,65 @@ def load_image_folder(root: Path | str, load: LoadConfig | None = None) -> Image
         DataError: no such folder, fewer than two classes, or a class without an image.
     """
     root = Path(root)
-    entries = root.iterdir() if root.is_dir() else ()
-    folders = sorted(p for p in entries if p.is_dir() and not p.name.startswith("."))
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise DataError(
             f"images {root} {state}; a task needs a folder with one folder per class; "
             "correct the path"
         )
-    if len(folders) < 2:
+    found = find_images(root)
+    classes = _paths_by_class(found)
+    if len(classes) < 2:
         raise DataError(
-            f"{root} holds {len(folders)} class folders; a task needs at least 2; make one folder "
+            f"{root} holds {len(classes)} class folders; a task needs at least 2; make one folder "
             "per class and put its images into it"
         )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = sorted(
-            p for p in folder.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-        )
-        if not found:
+    for name, paths in classes.items():
+        if not paths:
             raise DataError(
-                f"class folder {folder} holds no image; each class needs at least 1 of "
-                f"{', '.join(IMAGE_SUFFIXES)}; add images or remove the folder"
+                f"class folder {root / name} holds no image; each class needs at least 1 of "
+                f"{', '.join(readable_suffixes())}; add images or remove the folder"
             )
-        paths += found
-        labels += [label] * len(found)
-    names = tuple(folder.name for folder in folders)
-    made = ImageDataset(
-        root.name, ImageFiles(paths), np.asarray(labels, np.int64), names, load or LoadConfig()
-    )
-    return without_broken(made)
+    if found.loose:
+        found.passed_over["images outside of the class folders"] += len(found.loose)
+    found.say_passed_over()
+    return without_broken(_labelled(root, classes, load))
+
+
+def load_any_folder(root: Path | str, load: LoadConfig | None = None) -> ImageDataset:
+    """Every image of a folder; labelled where each lies in a class folder, else of one class "".
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    found = find_images(root)
+    if not found.paths:
+        found.say_passed_over()
+        raise DataError(
+            f"folder {root} holds no image; it needs at least 1 of "
+            f"{', '.join(readable_suffixes())}; correct the path"
+        )
+    found.say_passed_over()
+    classes = {name: paths for name, paths in _paths_by_class(found).items() if paths}
+    if found.loose:
+        classes = {"": found.paths}
+    return without_broken(_labelled(found.root, classes, load))
+
+
+def _paths_by_class(found: FolderImages) -> dict[str, tuple[Path, ...]]:
+    """Paths of each class folder, sorted by the class's name."""
+    classes: dict[str, tuple[Path, ...]] = {}
+    for name, paths in found.groups.items():
+        classes[compose_name(name)] = tuple(sorted((*classes.get(compose_name(name), ()), *paths)))
+    return dict(sorted(classes.items()))
+
+
+def _labelled(
+    root: Path, classes: Mapping[str, Sequence[Path]], load: LoadConfig | None
+) -> ImageDataset:
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
+    images = ImageFiles([path for paths in classes.values() for path in paths])
+    return ImageDataset(folder_name(root), images, labels, tuple(classes), load or LoadConfig())
 
 
 def without_broken(dataset: ImageDataset, broken: Sequence[int] | None = None) -> ImageDataset:

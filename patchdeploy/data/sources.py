@@ -8,17 +8,25 @@ content key. Why: loading, caching and comparing data sets must not care where i
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from patchdeploy.data.pixels import DECODER_ERRORS, Pixels, image_pixels, load_image
+from patchdeploy.data.decode import image_pixels, load_image
+from patchdeploy.data.pixels import Pixels
 from patchdeploy.errors import DataError, PatchdeployError, UnreadableImageError
 
 Images = Sequence[Pixels] | Pixels
+DECODER_ERRORS = (
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, AttributeError, RuntimeError),
+    *(MemoryError, struct.error, Image.DecompressionBombError),
+)
+"""What a data set of another's making raises on damaged bytes (torchvision.io: RuntimeError)."""
 
 
 class ImageFiles(Sequence[Pixels]):
@@ -40,7 +48,8 @@ class MapImages(Sequence[Pixels]):
     """The images of a map-style data set of (image, label), read on access.
 
     The data set's own transform applies at every access, so it should be repeatable. With workers
-    it is called from several threads at once.
+    it is called from several threads at once. Files that it reads as they are, without a transform,
+    are decoded here, as everywhere: torchvision's own loader neither turns nor lays over white.
 
     Attributes:
         dataset: what ``dataset[i]`` reads.
@@ -63,7 +72,7 @@ class MapImages(Sequence[Pixels]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return MapImages(self.dataset, self.name, self.indices[index])
-        return self.item(index)[0]
+        return load_image(self.paths[index]) if self.paths else self.item(index)[0]
 
     def item(self, index: int) -> tuple[Pixels, Any]:
         """Image and label.
@@ -84,7 +93,7 @@ class MapImages(Sequence[Pixels]):
             return image_pixels(item[0], what), item[1]
         except PatchdeployError:
             raise
-        except (*DECODER_ERRORS, RuntimeError) as error:  # torchvision.io raises RuntimeError
+        except DECODER_ERRORS as error:
             raise UnreadableImageError(
                 f"cannot read {what}: {error}; it must be a whole image that the data set reads; "
                 "convert it again or leave it out"
@@ -137,6 +146,27 @@ def image_paths(images: Images) -> tuple[Path, ...]:
     return images.paths if isinstance(images, ImageFiles | MapImages) else ()
 
 
+def as_images(images: Any, name: str) -> Images:
+    """What a caller gives as images: files stay files, anything else becomes pixels.
+
+    Raises:
+        DataError, UnreadableImageError: an item that is no image (`image_pixels`).
+    """
+    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise DataError(
+            f"{name}: images are a {type(images).__name__}; they must be a list or an array; use "
+            "ImageDataset.from_iterable for a stream"
+        )
+    is_pixels = getattr(images, "dtype", None) == np.uint8 and images.shape[3:] == (3,)
+    is_tensor = hasattr(images, "detach")
+    if not (isinstance(images, list | tuple | np.ndarray) or is_tensor) or is_pixels:
+        return cast(Images, images)  # pixels already, or decoded on access
+    listed = [images[index] for index in range(len(images))]
+    if listed and all(isinstance(one, str | Path) for one in listed):
+        return ImageFiles([Path(one) for one in listed])
+    return [image_pixels(one, f"image {index} of {name}") for index, one in enumerate(listed)]
+
+
 def select_images(images: Images, chosen: NDArray[np.int64]) -> Images:
     """The images at ``chosen``, in that order; files stay undecoded."""
     if isinstance(images, np.ndarray):
@@ -156,7 +186,6 @@ def images_key(images: Images) -> str:
     """
     digest = hashlib.sha256()
     paths = image_paths(images)
-    digest.update(b"torchvision" if isinstance(images, MapImages) else b"")  # decodes in its way
     for path in paths:
         digest.update(_file_facts(path).encode(errors="surrogateescape"))
     if not paths:

@@ -30,8 +30,8 @@ from patchdeploy.runtime.images import (
     Pixels,
     check_batch,
     image_paths,
-    is_one_image,
     prepare_image,
+    split_batch,
 )
 from patchdeploy.runtime.loaded_tasks import LoadedTasks
 from patchdeploy.runtime.prediction import Prediction, softmax
@@ -273,21 +273,24 @@ class Engine:
         self, image: Pixels, task: str | None = None, resolution: int | None = None
     ) -> Any: ...
     def classify(self, image: Any, task: str | None = None, resolution: int | None = None) -> Any:
-        """Classify one image (path, uint8 [H, W, 3] RGB, Pillow image) or a batch of any sizes.
+        """Classify one image, or a batch of images of any sizes.
 
         Args:
-            image: a list, or an array uint8 [N, H, W, 3], gives a list of predictions.
+            image: a path, the bytes of a file, an open file, a Pillow image, an array [H, W] or
+                [H, W, C] RGB, a torch tensor [H, W] or [C, H, W] (`data.image_pixels`: the pixels
+                are those that training sees). A list, another iterable, or an array of 4
+                dimensions gives a list of predictions.
             task: by default that of the last `swap_to`, or the only one.
             resolution: by default the base's own size where the task has it, or its largest.
 
         Raises:
-            DataError: an image that cannot be read or is not uint8 RGB.
+            DataError: an image that cannot be read, or something else.
             UnknownTaskError, UnknownResolutionError: it was not exported.
         """
         version, px = self._choose(task, resolution)
-        if is_one_image(image):
-            return self._predict([self._prepare(image, px)], version, px)[0]
-        return self._predict([self._prepare(one, px) for one in image], version, px)
+        images, is_single = split_batch(image)
+        found = self._predict([self._prepare(one, px) for one in images], version, px)
+        return found[0] if is_single else found
 
     def classify_folder(
         self, folder: str | Path, task: str | None = None, resolution: int | None = None

@@ -156,6 +156,7 @@ def _all_weights(
         predict=lambda _, inputs: forward(inputs),
         coupled=True,
         context=digest([base.sha256, statistics, list(images.classes)], samples),
+        batch_statistics=statistics == "batch",
     )
 
 

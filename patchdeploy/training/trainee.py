@@ -46,6 +46,7 @@ class Trainee:
         owners: the source that a state tensor belongs to. If each has one, every source keeps its
             own best epoch; else all keep the epoch with the best mean.
         context: what else a checkpoint must agree on: base, patch settings, images.
+        batch_statistics: a batch is normalised by its own mean and variance.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Trainee:
     prepare: Callable[[int], None] = _nothing
     owners: Mapping[str, int] = field(default_factory=dict)
     context: str = ""
+    batch_statistics: bool = False
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -86,8 +88,9 @@ def check_sources(trainee: Trainee, workers: Workers) -> None:
     """There are images to train and to validate on, and enough of them in a batch for its ranks.
 
     Raises:
-        DataError: no image in a set.
-        ConfigError: more ranks than a batch has pairs of images, or than tasks allow.
+        DataError: no image in a set, or a single one to take batch statistics of.
+        ConfigError: more ranks than a batch has pairs of images, or than tasks allow; batches of
+            one image that are normalised by their own statistics.
     """
     for source in trainee.sources:
         for part, samples in (("train on", source.train), ("validate on", source.validation)):
@@ -96,6 +99,8 @@ def check_sources(trainee: Trainee, workers: Workers) -> None:
                     f"{source.name}: no image to {part}; at least 1 is needed to choose the best "
                     "epoch by; add images (2 of a class are split between both)"
                 )
+        if trainee.batch_statistics:
+            _check_variance(source)
     names = [one.name for one in trainee.sources]
     shares = workers.shares(names, trainee.coupled)
     for share in shares:
@@ -106,6 +111,18 @@ def check_sources(trainee: Trainee, workers: Workers) -> None:
                 f"{source.name}: {share.parts} ranks share batches of {images} images; each rank "
                 "takes at least 2 images of a whole batch; start fewer ranks or raise batch_size"
             )
+
+
+def _check_variance(source: Source) -> None:
+    """One image has no variance to normalise by."""
+    rule = "statistics 'batch' take the variance of each batch, of at least 2 images"
+    if len(source.train) == 1:
+        raise DataError(f"{source.name}: 1 image to train on; {rule}; add images")
+    if source.batch_size == 1:
+        raise ConfigError(
+            f"{source.name}: batch_size=1; {rule}; raise it, or choose statistics 'frozen' or "
+            "'reestimated'"
+        )
 
 
 @torch.no_grad()
@@ -123,7 +140,7 @@ def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
     sources = [[one.name, one.batch_size, one.weight, one.stream] for one in trainee.sources]
     settings = json.dumps(
         [
-            {key: value for key, value in config.to_json().items() if key != "check_export"},
+            config.to_json(),
             trainee.name,
             sources,
             trainee.context,

@@ -22,7 +22,6 @@ from patchdeploy.training.accuracy import accuracy, predict
 from patchdeploy.training.compact import compact_forward, make_compact
 from patchdeploy.training.compact_code import part_of
 from patchdeploy.training.config import TrainConfig
-from patchdeploy.training.exportable import check_exportable
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import (
     Forward,
@@ -77,8 +76,6 @@ def train_patch(
         run_dir: metrics and a checkpoint per resolution; ``resume`` goes on from them.
 
     Raises:
-        UnsupportedOperatorError, BaseError, ConfigError: it could not be exported
-            (`check_exportable`).
         DataError: an empty set, a single class, or validation images of other classes.
         ConfigError: the patch owns nothing to train, a setting that is not read, or a resolution
             below the base's stride.
@@ -97,7 +94,6 @@ def train_patch(
             "use statistics 'frozen' or leave share_scales out"
         )
     refuse_settings(config, "train_patch", {TEACHER} if teacher is not None else ())
-    check_exportable(base, {name: images.classes}, sizes, config)
     model = PatchedModel(base, choose_device(config))
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None
@@ -175,6 +171,7 @@ class TransferRun:
             predict=lambda _, inputs: forward(inputs),
             coupled=True,
             context=self._context(samples) if self.session.run_dir is not None else "",
+            batch_statistics=model.config(self.task).statistics == "batch",
         )
         if int8 is not None:
             trainee = replace(trainee, state=tensors | int8.state, prepare=int8.prepare)

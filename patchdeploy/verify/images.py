@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.bundle.reader import REFERENCE
-from patchdeploy.data import IMAGE_SUFFIXES, ImageDataset, ImageFiles, load_image_folder
-from patchdeploy.errors import DataError, MissingExtraError, PatchdeployError
+from patchdeploy.data import ImageDataset, load_any_folder
+from patchdeploy.errors import MissingExtraError, PatchdeployError
 from patchdeploy.quantize.arithmetic import Arithmetic
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
@@ -45,7 +45,7 @@ def images_for_tasks(images: TaskImages, task: str | None) -> Callable[[str, int
         DataError: a folder without images.
     """
     if isinstance(images, str | Path):
-        images = _load_folder(Path(images))
+        images = load_any_folder(images)
     given: TaskImages = images
 
     def pick(wanted: str, px: int) -> ImageDataset:
@@ -55,19 +55,6 @@ def images_for_tasks(images: TaskImages, task: str | None) -> Callable[[str, int
         return found
 
     return pick
-
-
-def _load_folder(folder: Path) -> ImageDataset:
-    """Labelled where every image lies in a class folder, else without labels."""
-    if folder.is_dir() and sum(path.is_dir() for path in folder.iterdir()) >= 2:
-        return load_image_folder(folder)
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise DataError(
-            f"folder {folder} holds no image; verifying needs at least 1 of "
-            f"{', '.join(IMAGE_SUFFIXES)}; correct the path"
-        )
-    return ImageDataset(folder.name, ImageFiles(paths), np.zeros(len(paths), np.int64), ("",))
 
 
 def synthetic_images(px: int) -> ImageDataset:

@@ -16,6 +16,7 @@ from patchdeploy.data import (
     load_packaged,
     normalize_batch,
     overlapping,
+    readable_suffixes,
     resize_batch,
     resize_image,
     split,
@@ -204,7 +205,7 @@ def test_a_class_without_images_and_a_single_class_are_refused(tmp_path: Path) -
         load_image_folder(root)
     assert str(caught.value) == (
         f"class folder {root / 'hollow'} holds no image; each class needs at least 1 of "
-        ".bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp; add images or remove the folder"
+        f"{', '.join(readable_suffixes())}; add images or remove the folder"
     )
     lonely = folder_of(tmp_path / "b", {"only": 1})
     with pytest.raises(DataError) as caught:

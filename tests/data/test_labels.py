@@ -70,19 +70,26 @@ def test_a_transparent_array_is_laid_over_white() -> None:
 
 
 RULE = (
-    "it must be a Pillow image, a numpy array uint8 [H, W] or [H, W, C], or a torch tensor uint8 "
-    "[H, W] or [C, H, W]"
+    "it must be a file, a Pillow image, a numpy array [H, W] or [H, W, C], or a torch tensor "
+    "[H, W] or [C, H, W], of uint8, uint16, bool, or fractions from 0 to 1"
 )
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("text", f"image 3 is a str; {RULE}; convert it"),
+        (None, f"image 3 is a NoneType; {RULE}; convert it"),
         (
-            torch.zeros(3, 4, 4),
-            f"image 3 holds float32 values; {RULE}; leave ToTensor and Normalize out of the data "
-            "set's transform (patchdeploy scales and normalises by itself), or convert it",
+            torch.zeros(3, 4, 4, dtype=torch.int64),
+            f"image 3 holds int64 values; {RULE}; convert it",
+        ),
+        (
+            torch.full((3, 4, 4), -2.5),
+            "image 3 holds float32 values: its samples go from -2.5 to -2.5, outside of 0 to 1, "
+            "the range of their type; 8 bits are made of the range that the file states (TIFF: "
+            "SMinSampleValue, SMaxSampleValue); scale it to uint8 yourself, all images of a task "
+            "alike; leave Normalize out of a data set's transform (patchdeploy normalises by "
+            "itself)",
         ),
         (
             torch.zeros(5, 4, 3, dtype=torch.uint8),
@@ -195,15 +202,18 @@ def test_a_transform_shows_in_the_pixels_and_in_the_cache(tmp_path: Path) -> Non
     assert len(list((tmp_path / "cache").iterdir())) == 2  # the last one has the second's pixels
 
 
-def test_a_transform_to_floats_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_transform_to_fractions_gives_the_same_pixels_and_one_that_normalises_is_refused(
+    tmp_path: Path,
+) -> None:
     root = noise_folder(tmp_path / "set", {"a": 2, "b": 2})
-    scaled = torchvision.datasets.ImageFolder(root, torchvision.transforms.ToTensor())
-    with pytest.raises(DataError) as caught:
-        ImageDataset.from_torchvision(scaled, "x")
-    assert str(caught.value) == (
-        f"{root / 'a' / '0.png'} holds float32 values; {RULE}; leave ToTensor and Normalize out of "
-        "the data set's transform (patchdeploy scales and normalises by itself), or convert it"
-    )
+    to_tensor = torchvision.transforms.ToTensor()
+    scaled = ImageDataset.from_torchvision(torchvision.datasets.ImageFolder(root, to_tensor))
+    for index in range(4):
+        np.testing.assert_array_equal(scaled.images[index], noise_image(index))
+    normalize = torchvision.transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+    both = torchvision.transforms.Compose([to_tensor, normalize])
+    with pytest.raises(DataError, match=r"leave Normalize out of a data set's transform"):
+        ImageDataset.from_torchvision(torchvision.datasets.ImageFolder(root, both))
 
 
 def test_a_broken_image_of_a_torchvision_set_is_named_or_skipped(tmp_path: Path) -> None:
@@ -214,8 +224,8 @@ def test_a_broken_image_of_a_torchvision_set_is_named_or_skipped(tmp_path: Path)
     with pytest.raises(UnreadableImageError) as caught:
         ImageDataset.from_torchvision(folder).at(8, Preprocessing())
     assert str(caught.value) == (
-        f"cannot read {broken}: image file is truncated; it must be a whole image that the data "
-        "set reads; convert it again or leave it out"
+        f"cannot read image {broken}: image file is truncated; it must be a whole file in a format "
+        "that Pillow decodes; convert it again or remove it"
     )
     kept = ImageDataset.from_torchvision(folder, load=LoadConfig(on_broken="skip"))
     assert kept.skipped == Skipped(1, (str(broken),))
@@ -290,6 +300,114 @@ def test_class_names_become_labels_in_sorted_or_given_order() -> None:
     assert str(caught.value) == (
         "x: label 'fig' is no class; the classes are pear, plum; correct it or add the class"
     )
+
+
+def test_integers_that_are_no_positions_do_not_make_as_many_names() -> None:
+    pairs = [(noise_image(k), label) for k, label in enumerate((4 * 10**12, 3))]
+    for make in (
+        lambda: ImageDataset.from_iterable(pairs, "x"),
+        lambda: ImageDataset.from_torchvision(Pairs(pairs), "x"),
+    ):
+        with pytest.raises(DataError) as caught:
+            make()
+        assert str(caught.value) == (
+            "x: label 4000000000000 without class names; whole numbers are positions from 0 to "
+            "65535, the most classes that a patch has; give classes, or use "
+            "ImageDataset.from_iterable with labels as text, which numbers those that occur"
+        )
+    for label in (10**30, float("inf"), float("nan"), 0.5, None, [0.2, 0.8]):
+        with pytest.raises(DataError, match="image 0 of x has the label"):
+            ImageDataset.from_iterable([(noise_image(0), label)], "x")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [2, 0, 1],
+        (2, 0, 1),
+        np.array([2, 0, 1], np.int32),
+        np.array([2, 0, 1], np.uint8),
+        np.array([2.0, 0.0, 1.0]),
+        np.array([[2], [0], [1]]),
+        np.eye(3)[[2, 0, 1]],
+        np.eye(3, dtype=bool)[[2, 0, 1]],
+        torch.tensor([2, 0, 1]),
+        torch.eye(3)[[2, 0, 1]],
+    ],
+    ids=str,
+)
+def test_labels_of_any_usual_form_are_positions(labels: Any) -> None:
+    images = [noise_image(k) for k in range(3)]
+    dataset = ImageDataset("x", images, labels, ["a", "b", "c"])
+    assert (dataset.labels.tolist(), dataset.labels.dtype) == ([2, 0, 1], np.int64)
+    assert dataset.classes == ("a", "b", "c")
+    pairs = ImageDataset.from_iterable(zip(images, labels, strict=True), "x", classes="abc")
+    assert pairs.labels.tolist() == [2, 0, 1]
+
+
+LABEL_RULE = "labels must be whole numbers, one per image, or rows with one 1 each; convert them"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, 1], f"x: label 0.5 of image 0; {LABEL_RULE}"),
+        ([0, np.nan], f"x: label nan of image 1; {LABEL_RULE}"),
+        (["a", "b"], f"x: labels are <U1 [2]; {LABEL_RULE}"),
+        ([[0.3, 0.7], [1, 0]], f"x: labels are rows of 2 values; {LABEL_RULE}"),
+        (
+            np.eye(3)[:2],
+            "x: labels are rows of 3 values for 2 classes; a row has a value for each class; "
+            "correct the labels or the classes",
+        ),
+    ],
+)
+def test_what_is_no_label_is_refused(labels: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        ImageDataset("x", [noise_image(0), noise_image(1)], labels, ("a", "b"))
+    assert str(caught.value) == message
+
+
+def test_images_of_a_list_may_have_any_form_and_a_stack_of_grey_ones_is_one(
+    tmp_path: Path,
+) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    forms = [grey, list(grey), [Image.fromarray(one) for one in grey], torch.from_numpy(grey)]
+    for images in forms:
+        dataset = ImageDataset("x", images, [0, 1, 0], ("a", "b"))
+        assert dataset.at(9, Preprocessing()).shape == (3, 9, 9, 3)
+        np.testing.assert_array_equal(dataset.images[1][..., 2], grey[1])
+    Image.fromarray(grey[0]).save(tmp_path / "a.png")
+    files = ImageDataset("x", [str(tmp_path / "a.png")], [0], ("a",))
+    assert isinstance(files.images, ImageFiles)
+    with pytest.raises(DataError, match=r"image 1 of x is a dict"):
+        ImageDataset("x", [grey[0], {}], [0, 0], ("a",))
+    with pytest.raises(DataError, match=r"x: images are a generator"):
+        ImageDataset("x", (one for one in grey), [0, 0, 0], ("a",))  # type: ignore[arg-type]
+
+
+def test_accents_in_parts_and_as_characters_are_one_name() -> None:
+    composed, parts = "caf\u00e9", "cafe\u0301"
+    images = [noise_image(0), noise_image(1)]
+    pairs = list(zip(images, (composed, parts), strict=True))
+    assert ImageDataset.from_iterable(pairs, "x").classes == (composed,)
+    assert ImageDataset.from_iterable(pairs, "x", classes=[parts]).labels.tolist() == [0, 0]
+    dataset = ImageDataset("x", images, [0, 1], (parts, "tea"))
+    assert dataset.classes == (composed, "tea")
+    found = dataset.labels_as(("tea", parts))
+    assert found is not None
+    assert found.tolist() == [1, 0]
+    with pytest.raises(DataError, match="occurs in composed and in decomposed form"):
+        ImageDataset("x", images, [0, 1], (parts, composed))
+
+
+def test_classes_of_one_name_are_matched_by_position_alone() -> None:
+    images = [noise_image(k) for k in range(3)]
+    dataset = ImageDataset("x", images, [0, 1, 2], ("crane", "crane", "duck"))
+    same = dataset.labels_as(("crane", "crane", "duck"))
+    assert same is not None
+    assert same.tolist() == [0, 1, 2]
+    assert dataset.labels_as(("duck", "crane", "crane")) is None
 
 
 def test_paths_stay_files_and_mix_with_pixels(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rows_bundles import try_documents, try_files, try_killed_writers
 from rows_container import try_bit_flips, try_lengths, try_signatures
 from rows_engine import try_changed_bases, try_forks
 from rows_hostile import try_hostile
+from rows_images import try_images
 from rows_match import try_bases, try_places
 from rows_misbehave import try_planted
 from rows_sites import try_sites
@@ -168,4 +169,5 @@ ROWS = (
         bases=try_changed_bases,
         forks=try_forks,
     ),
+    _row(24, "hostile image", "pixels or a typed error, in bounded time", images=try_images),
 )

@@ -32,13 +32,14 @@ if str(HERE) not in sys.path:
 from case_folders import ROOT  # noqa: E402
 
 OUT = ROOT / "out" / "faults"
-PACKAGES = ("cryptography", "numpy", "ai-edge-litert", "onnxruntime")
+PACKAGES = ("cryptography", "numpy", "pillow", "ai-edge-litert", "onnxruntime")
 PROVED = (
     "errors.py",
     "patchfile/*.py",
     "store/*.py",
     "runtime/self_test.py",
     "runtime/versions.py",
+    "data/*.py",
 )
 
 

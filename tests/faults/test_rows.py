@@ -17,6 +17,7 @@ import rows_bundles
 import rows_container
 import rows_engine
 import rows_hostile
+import rows_images
 import rows_match
 import rows_misbehave
 import rows_sites
@@ -27,6 +28,8 @@ from rows import ROWS
 
 from patchdeploy.bundle import reader
 from patchdeploy.coding import decode
+from patchdeploy.data import containers, formats
+from patchdeploy.data import decode as image_decode
 from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendError
 from patchdeploy.patchfile import container, pack, payload
 from patchdeploy.runtime import self_test, versions
@@ -148,6 +151,25 @@ def test_row_23_a_base_that_was_changed_with_its_manifest_gives_no_score(tmp_pat
     assert rows_engine.try_changed_bases(0.05, tmp_path, no_progress).count == 2 * 15
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, on what it can still read
+def test_row_24_a_mutant_of_an_image_is_decoded_or_refused():
+    found = rows_images.try_mutants(600, seed=1)
+    found.check()
+    assert {"read", "refused"} <= set(found.codes)
+
+
+def test_row_24_no_other_format_and_no_pipe_is_opened(tmp_path):
+    assert rows_images.try_foreign(tmp_path) > 100
+    assert rows_images.try_places(tmp_path) == 7
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_row_24_a_file_made_to_cost_much_is_refused_or_costs_little():
+    found = rows_images.see_dear_files(scale=40)
+    found.check()
+    assert found.codes == {"refused": 25, "read": 4}
+
+
 def nothing(*arguments, **named):
     """A check that was forgotten."""
 
@@ -196,6 +218,26 @@ BUGS = {
     "an Engine does not compare results": (
         (versions, "check_results", nothing),
         lambda tmp_path: rows_engine.try_changed_bases(0.05, tmp_path, no_progress),
+    ),
+    "an image's format is not looked at": (
+        (
+            image_decode,
+            "identify_format",
+            lambda data, suffix: (
+                formats.ImageFormat("EPS", ())
+                if data.startswith(b"%!PS")
+                else formats.identify_format(data, suffix)
+            ),
+        ),
+        rows_images.try_foreign,
+    ),
+    "an image's parts are not counted": (
+        (containers, "_count", nothing),
+        lambda tmp_path: rows_images.see_dear_files(scale=40),
+    ),
+    "an image's cost is not looked at": (
+        (image_decode, "_check_cost", nothing),
+        lambda tmp_path: rows_images.see_dear_files(scale=40),
     ),
     "scores are not compared": (
         (self_test, "check_golden", nothing),

@@ -1,5 +1,6 @@
 """The Engine on both runtimes: right answers, swaps under load, typed errors."""
 
+import io
 import json
 import shutil
 import sys
@@ -8,6 +9,7 @@ import threading
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from bundle_cases import LABELS, make_bundle, make_patch, reference_logits
 from graph_cases import random_images
 from onnx_cases import EXACT_FORMS, in_form
@@ -262,11 +264,56 @@ def test_logits_take_resized_uint8_rgb_only(engine, images):
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((9, 9, 3)), np.zeros((9, 9, 1), np.uint8), np.zeros((0, 9, 3), np.uint8)],
-    ids=["float", "grey", "empty"],
+    [
+        None,
+        3,
+        {"image": np.zeros((9, 9, 3), np.uint8)},
+        np.full((9, 9, 3), 255.0),
+        np.zeros((9, 9, 3), np.int32),
+        np.zeros((3, 9, 9), np.uint8),
+        np.zeros((0, 9, 3), np.uint8),
+        b"no image",
+        [None],
+    ],
+    ids=["None", "int", "dict", "255.0", "int32", "channels first", "empty", "text", "list"],
 )
-def test_an_array_that_is_no_image_is_refused(engine, image):
-    with pytest.raises(DataError, match=r"it must be uint8 \[H, W, 3\] RGB"):
+def test_what_is_no_image_is_refused(engine, image):
+    with pytest.raises(DataError):
+        engine.classify(image, "first", 24)
+
+
+def test_an_image_is_the_same_in_every_form_that_a_caller_has(engine, tmp_path):
+    pixels = np.concatenate([random_images(1, 40)[0], random_images(1, 40, seed=1)[0]])
+    exif = Image.Exif()
+    exif[0x112] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    seen = np.rot90(pixels, -1)
+    expected = engine.classify(seen, "first", 24).scores
+    data = path.read_bytes()
+    with path.open("rb") as file, Image.open(path) as lazy, Image.open(path) as loaded:
+        loaded.load()
+        forms = [path, str(path), data, bytearray(data), io.BytesIO(data), file, lazy, loaded]
+        forms += [torch.from_numpy(seen.copy()).permute(2, 0, 1)]
+        for form in forms:
+            assert np.array_equal(engine.classify(form, "first", 24).scores, expected)
+        found = engine.classify(forms[:5], "first", 24)
+    assert [np.array_equal(one.scores, expected) for one in found] == [True] * 5
+    grey = seen[..., 0]
+    as_grey = engine.classify(np.repeat(grey[..., None], 3, axis=2), "first", 24).scores
+    opaque = np.dstack([seen, np.full(grey.shape, 255, np.uint8)])
+    assert np.array_equal(engine.classify(grey, "first", 24).scores, as_grey)
+    assert np.array_equal(engine.classify(opaque, "first", 24).scores, expected)
+    batch = engine.classify(np.stack([opaque, opaque]), "first", 24)
+    assert [np.array_equal(one.scores, expected) for one in batch] == [True, True]
+
+
+def test_a_truncated_image_that_was_opened_and_not_decoded_is_refused(engine, tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(random_images(1, 90)[0]).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with Image.open(path) as image, pytest.raises(UnreadableImageError, match="is truncated"):
         engine.classify(image, "first", 24)
 
 

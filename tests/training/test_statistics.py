@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset, Preprocessing, load_packaged
+from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.training import TrainConfig, train_patch
+from patchdeploy.training import TrainConfig, train_baseline, train_patch
 from patchdeploy.training.mixed import train_many_patches
+from patchdeploy.training.resolutions import train_resolutions
 from patchdeploy.training.samples import STREAM_STRIDE, Samples
 from patchdeploy.training.statistics import draw_statistics_batches
 
@@ -195,3 +197,23 @@ def test_two_ranks_measure_the_statistics_of_one_process_to_the_bit(tmp_path: Pa
     assert measured
     for key in measured:
         assert np.array_equal(one[key], two[key]), key
+
+
+@pytest.mark.parametrize("way", ["patch", "all", "many", "resolutions"])
+def test_batches_of_one_image_are_refused_where_they_are_normalised_by_their_own_statistics(
+    base: Base, held: ImageDataset, way: str
+) -> None:
+    config = TrainConfig(epochs=1, batch_size=1)
+    own = PatchConfig(("statistics", "head"), statistics="batch")
+    ways = {
+        "patch": lambda: train_patch(base, held, config, own, quiet=True),
+        "all": lambda: train_baseline(base, held, "all", config, statistics="batch", quiet=True),
+        "many": lambda: train_many_patches(base, {"a": held}, config, own, quiet=True),
+        "resolutions": lambda: train_resolutions(base, held, [PX], config, quiet=True),
+    }
+    with pytest.raises(ConfigError) as caught:
+        ways[way]()
+    assert str(caught.value).endswith(
+        ": batch_size=1; statistics 'batch' take the variance of each batch, of at least 2 images; "
+        "raise it, or choose statistics 'frozen' or 'reestimated'"
+    )
