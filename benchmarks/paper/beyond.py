@@ -1,6 +1,6 @@
-"""What the page shows that the paper has not: the cost of int8, and how small a patch gets.
+"""What the page shows that the paper has not: the cost of int8.
 
-In: results of int8_gap.py and patch_size.py. Out: one section of docs/paper.md, which says what was
+In: results of int8_gap.py. Out: one section of docs/paper.md, which says what was
 not run. The goal of int8 is decided as every other claim is: at most 0.1 point below the float
 patch, by a bound over seeds.
 """
@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 import int8_gap
-import patch_size
 from cells import SEEDS, Cell, Record, results_path, seeds_kept, spread
 from experiment import Claim
 from gaps import Gap, gap_of_pairs
@@ -25,16 +24,17 @@ WAYS = {"plain": "exported as it is", "retuned": "re-tuned through int8", "throu
 def describe_beyond() -> str:
     """The section."""
     lines = [
-        "## Beyond the paper: int8 and the size of patches",
+        "## Beyond the paper: int8",
         "",
-        "What both are and when to use them is in [training](training.md). The goal: the exported "
-        "file is at most 0.1 point below the float patch. Below 0 is worse than the float patch. "
+        "What it is and when to use it is in [training](training.md); how small a patch gets is in "
+        "[bytes of a patch](patch-bytes.md). The goal: the exported file is at most 0.1 point "
+        "below the float patch. Below 0 is worse than the float patch. "
         "Patches learn at their default rates.",
         "",
     ]
     for network in ("embedded", "imagenet"):
         lines += describe_int8(network)
-    return "\n".join([*lines, *describe_sizes()])
+    return "\n".join(lines)
 
 
 def describe_int8(network: str) -> list[str]:
@@ -90,31 +90,6 @@ def int8_pairs(records: Sequence[Record], way: str) -> dict[tuple[str, int], flo
         - one["float test"]["top1"]
         for one in records
     }
-
-
-def describe_sizes() -> list[str]:
-    """The smallest patch of each way that validation images accept."""
-    wanted = Namespace(
-        network="embedded", dataset="fashion", images=3000, px=None, epochs=5, seeds=SEEDS,
-        quick=False,
-    )  # fmt: skip
-    ways, uniform = (
-        patch_size.list_cells(Namespace(**vars(wanted), greedy=one)) for one in (True, False)
-    )
-    either = {cell.key: cell for cell in (*ways, *uniform)}
-    records = kept_records("patch_size_embedded", list(either.values()))
-    lines = [f"`patch_size.py`, {len(records)} of {len(ways)} runs:", ""]
-    if not records:
-        return [*lines, "Not run yet."]
-    plain = spread([one["test_top1"] for one in records if one["row"] == patch_size.AFTER])
-    lines += ["| way | seeds | bytes, the head not counted | test top-1, % |", "|---|---|---|---|"]
-    lines.append(f"| not coded | {plain.count} | | {plain.percent()} |")
-    for way, found in patch_size.choose_points(records).items():
-        size = found["bytes"]
-        shown = f"{size.mean:,.0f}" if size.count else "none accepted"
-        top1 = found["test_top1"].percent() if size.count else "-"
-        lines.append(f"| {way} | {size.count} | {shown} | {top1} |")
-    return lines
 
 
 def kept_records(name: str, cells: Sequence[Cell]) -> list[Record]:

@@ -40,7 +40,7 @@ many seeds would. Tables have three seeds; an n above 3 is a second look at what
 undecided, and its bound a little less sure than 95 %. The rates of Table 3, left, were swept (on
 validation images) after a first look at its test accuracies; its section says so.
 
-    make paper                                  # all but the last three; what is there stays
+    make paper                                  # all but the last two; what is there stays
     make paper-quick                            # that everything runs, in minutes: no results
     python benchmarks/paper/run.py all          # tables; what is there is not run again
     python benchmarks/paper/folding_1d.py       # section 4
@@ -50,7 +50,6 @@ validation images) after a first look at its test accuracies; its section says s
     python benchmarks/paper/classes_probe.py    # ... of Tables 2 and 3 (right)
     python benchmarks/paper/collect.py          # this page
     python benchmarks/paper/int8_gap.py --network embedded   # and imagenet: "Beyond the paper"
-    python benchmarks/paper/patch_size.py
     python benchmarks/paper/default_rates.py
 
 To run a table again, delete its file in benchmarks/paper/results.

@@ -24,6 +24,7 @@ from patchdeploy.coding.decode import decode_values
 from patchdeploy.coding.encode import encode_values
 from patchdeploy.coding.grid import CodingSteps
 from patchdeploy.coding.layout import PatchLayout, masked_head_rows, padding_rows
+from patchdeploy.coding.lossless_steps import at_least, lossless_steps
 from patchdeploy.coding.probe import (
     FINE_BIAS_LSB,
     FINE_SCALE,
@@ -99,9 +100,12 @@ class Choice:
 
 
 def fine_steps(values: Mapping[int, PatchValues], table: CodingTable) -> CodingSteps:
-    """Steps that need no validation images: 1/32 octave, an eighth of an output step."""
+    """Steps that need no validation images: 1/32 octave, an eighth of an output step, or coarser
+    where ``values`` lie on a coarser grid.
+    """
     count = len(table.convs)
-    return CodingSteps((3,) * count, bias_exponents(values, table, np.full(count, 0.125)))
+    fine = CodingSteps((3,) * count, bias_exponents(values, table, np.full(count, 0.125)))
+    return at_least(fine, lossless_steps(values, table))
 
 
 def choose_steps(
@@ -159,6 +163,7 @@ class _Search:
     Attributes:
         chances: by resolution, float64 [N, classes] of the uncoded values.
         right: by resolution, bool [N]: which of them are right.
+        least: the steps that ``values`` lie on: finer ones keep nothing more.
         classes: of the task.
     """
 
@@ -169,6 +174,7 @@ class _Search:
     config: CodingConfig
     chances: Mapping[int, NDArray[np.float64]]
     right: Mapping[int, NDArray[np.bool_]]
+    least: CodingSteps
     classes: int
 
     @classmethod
@@ -189,6 +195,7 @@ class _Search:
             config=config,
             chances={px: softmax(one) for px, one in first.items()},
             right={px: _right(one, labels) for px, one in first.items()},
+            least=lossless_steps(values, table),
             classes=next(iter(first.values())).shape[1],
         )
 
@@ -239,7 +246,7 @@ class _Search:
         tried: dict[int, tuple[CodingSteps, _Outcome]] = {}
 
         def attempt(k: int) -> bool:
-            steps = steps_of_share(values, self.table, costs, SHARES[k])
+            steps = at_least(steps_of_share(values, self.table, costs, SHARES[k]), self.least)
             tried[k] = (steps, self.judge(self.decoded(values, steps)))
             return max(tried[k][1].nats.values()) <= self.config.nats
 

@@ -1,10 +1,15 @@
-"""Training a patch that codes small: its forward pass rounds as the coder does, and the loss
+"""Training a patch that codes small: its forward pass rounds on the file's own grid, and the loss
 counts what the deltas cost.
 
-In: the tensors that a task trains, and a step. Out: the tensors that its forward pass uses, and a
-term for its loss. Rounding is straight-through: gradients pass as if it were not there (Bengio et
-al. 2013, arXiv 1308.3432). The count is lambda * mean log2(1 + |delta| / step), a smooth stand-in
-for the bits of an integer whose size is not known beforehand.
+In: the tensors that a task trains, the base's coding table, a step. Out: the tensors that its
+forward pass uses, and a term for its loss. What a file codes is the scale and the shift that a
+convolution has in the end (`coding.grid`), so these are rounded, and the difference goes into the
+tensor that is trained: gamma or the explicit scale, beta or the explicit bias. A patch that was
+trained on such steps is coded without a second rounding, whatever its statistics are.
+
+Rounding is straight-through: gradients pass as if it were not there (Bengio et al. 2013, arXiv
+1308.3432). The count is lambda * mean log2(1 + |delta| / step), a smooth stand-in for the bits of
+an integer whose size is not known beforehand.
 """
 
 from __future__ import annotations
@@ -13,42 +18,29 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from patchdeploy.base import Base
+from patchdeploy.coding.grid import (
+    EXACT_BIASES,
+    EXACT_SCALES,
+    MAX_BIAS_STEP,
+    MAX_SCALE_STEP,
+    MIN_BIAS_STEP,
+    RATIOS,
+    UNITS,
+    CodingSteps,
+)
+from patchdeploy.coding.make_table import SMALLEST_SCALE, make_coding_table
+from patchdeploy.coding.table import CodingTable
+from patchdeploy.graph import Conv2d, Graph
+from patchdeploy.patch import PatchConfig
 from patchdeploy.patch.forward import run_structure
 from patchdeploy.patched_model import PatchedModel
-from patchdeploy.training.compact_code import (
-    OCTAVE_BITS,
-    CodedPatch,
-    Steps,
-    code_patch,
-    coded_bytes,
-    count_scale_steps,
-    count_steps,
-    decode_scales,
-    decode_values,
-    is_scale,
-    part_of,
-    reference_of,
-    round_patch,
-    uniform_steps,
-)
+from patchdeploy.quantize.base import quantize_base
 from patchdeploy.training.config import TrainConfig
-
-__all__ = (
-    "CodedPatch",
-    "Compact",
-    "Steps",
-    "code_patch",
-    "coded_bytes",
-    "compact_forward",
-    "make_compact",
-    "round_patch",
-    "training_steps",
-    "uniform_steps",
-)
+from patchdeploy.training.int8_rows import RowStructure, build_rows, row_steps
 
 PENALTY_STEP = 0.125
 """The step that a size penalty counts in where nothing is rounded while training."""
@@ -57,22 +49,62 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Tensors of one kind in one flat vector, so that a step costs a few operations in all.
+class _Grid:
+    """The coding table and the steps, a value for each row; float64 [rows] but for ``t``.
 
     Attributes:
-        names, sizes: the tensors in order, and how many values each has.
-        reference: float32 [n], what they are coded against.
-        step: for scales int64 [n] exponents k, else float64 [n] steps 2^e.
+        scale, beta, slope: the table's.
+        t: int64 [rows]: a scale's step is 2^t / 256 octave.
+        e_step: 2^e, the step of a shift.
     """
 
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    reference: Tensor
-    step: Tensor
+    scale: Tensor
+    beta: Tensor
+    slope: Tensor
+    t: Tensor
+    e_step: Tensor
+    ratios: Tensor
 
-    def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+    @classmethod
+    def of(cls, table: CodingTable, steps: CodingSteps, device: torch.device) -> _Grid:
+        conv = table.row_conv
+        # The head's rows are never rounded: any finite step does.
+        t = np.array([0 if one == EXACT_SCALES else one for one in steps.scale])[conv]
+        e = np.array([0 if one == EXACT_BIASES else one for one in steps.bias])[conv]
+        wide = (table.scale, table.beta, table.slope, np.ldexp(1.0, e), RATIOS)
+        scale, beta, slope, e_step, ratios = (
+            torch.tensor(one, dtype=torch.float64, device=device) for one in wide
+        )
+        return cls(scale, beta, slope, torch.tensor(t, device=device), e_step, ratios)
+
+    def round_scales(self, scale: Tensor) -> Tensor:
+        """The nearest scale that decodes (`coding.grid.scales_from`), float64 [rows]; > 0."""
+        octaves = torch.log2(scale / self.scale)
+        units = torch.round(octaves * UNITS / torch.exp2(self.t.double())).long() << self.t
+        powers = torch.exp2((units >> 8).double())
+        return (self.scale * self.ratios[units & (UNITS - 1)] * powers).float().double()
+
+    def shifts(self, scale: Tensor, bias: Tensor) -> Tensor:
+        """What of ``bias`` is not the base's and does not follow from ``scale``."""
+        return bias - self.slope * scale - self.beta
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Which trained tensors take what rounding moves.
+
+    Attributes:
+        scales, shifts: by tensor name, the slice of the rows that it acts on.
+        scale_rows, shift_rows: bool [rows]: those of some name.
+        kernels: by tensor name, the trained kernel's convolution and the base's codes of it,
+            float32 [O, I/groups, kh, kw].
+    """
+
+    scales: Mapping[str, slice]
+    shifts: Mapping[str, slice]
+    scale_rows: Tensor
+    shift_rows: Tensor
+    kernels: Mapping[str, tuple[Conv2d, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -80,52 +112,90 @@ class Compact:
     """What a step of training does for a small patch; see `make_compact`.
 
     Attributes:
-        steps: of each tensor that is coded in steps.
+        steps: of each convolution; the head is coded exactly.
         rounds: whether the forward pass uses rounded values.
         penalty: weight of the count in the loss.
+        structure: how tensors make the rows of the network.
+        reference: (scale, shift) float64 [rows] that deltas are counted from.
     """
 
-    steps: Steps
+    steps: CodingSteps
     rounds: bool
     penalty: float
-    scales: _Group | None
-    shifts: _Group | None
+    structure: RowStructure
+    grid: _Grid
+    targets: _Targets
+    reference: tuple[Tensor, Tensor]
 
     def forward_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` with the coded ones rounded, for the forward pass; gradients pass through."""
         out = dict(tensors)
         if not self.rounds:
             return out
-        for group, scales in ((self.scales, True), (self.shifts, False)):
-            if group is None:
-                continue
-            value = group.gather(tensors)
-            rounded = _rounded(group, value.detach(), scales)
-            # value - value.detach() is 0, so the forward pass has the decoded bits.
-            passed = (value - value.detach()) + rounded
-            pieces = torch.split(passed, list(group.sizes))
-            for name, flat in zip(group.names, pieces, strict=True):
-                out[name] = flat.view_as(tensors[name])
+        for name, rounded in self._round(tensors).items():
+            # value - value.detach() is 0, so the forward pass has the rounded bits.
+            out[name] = (tensors[name] - tensors[name].detach()) + rounded
         return out
+
+    @torch.no_grad()
+    def _round(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rounded tensors by name: kernels, then scales, then shifts, as each follows from
+        those before it."""
+        found = {
+            name: self._round_kernel(name, conv, tensors)
+            for name, (conv, _) in self.targets.kernels.items()
+        }
+        step, _, _ = row_steps(self.structure, {**tensors, **found})
+        least = float(SMALLEST_SCALE)  # a row that is switched off keeps its scale
+        size = step.abs().clamp(min=least)
+        live = self.targets.scale_rows & (step.abs() >= least)
+        factor = torch.where(live, self.grid.round_scales(size) / size, 1.0)
+        for name, rows in self.targets.scales.items():
+            value = found.get(name, tensors[name]).double()
+            shape = (-1, *(1 for _ in value.shape[1:]))
+            found[name] = (value * factor[rows].reshape(shape)).to(tensors[name].dtype)
+        step, bias, _ = row_steps(self.structure, {**tensors, **found})
+        shift = self.grid.shifts(step, bias)
+        nearest = torch.round(shift / self.grid.e_step) * self.grid.e_step
+        moved = (nearest - shift) * self.structure.divisor
+        for name, rows in self.targets.shifts.items():
+            found[name] = (tensors[name].double() + moved[rows]).to(tensors[name].dtype)
+        return found
+
+    def _round_kernel(self, name: str, conv: Conv2d, tensors: Mapping[str, Tensor]) -> Tensor:
+        """An int8 file's kernel: whole numbers in [-127, 127] times the row's step."""
+        codes, step = self._kernel_codes(conv, tensors[name])
+        rounded = torch.round(codes) * step
+        return rounded.to(tensors[name].dtype).view_as(tensors[name])
+
+    @staticmethod
+    def _kernel_codes(conv: Conv2d, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(codes before rounding, step) float64 [O, I/groups, kh, kw] and [O, 1, 1, 1]."""
+        kernel = weight.reshape(len(weight), -1, *conv.kernel).double()
+        peak = kernel.detach().flatten(1).abs().amax(1).clamp(min=float(SMALLEST_SCALE))
+        step = (peak / 127).reshape(-1, 1, 1, 1)
+        return kernel / step, step
 
     def size_loss(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """penalty * mean log2(1 + |delta| / step) over all coded values, a scalar."""
-        counts = [torch.zeros(0, device=next(iter(tensors.values())).device)]
-        if self.scales is not None:
-            value, one = self.scales.gather(tensors), self.scales
-            octaves = torch.log2((value.abs() + TINY) / (one.reference.abs() + TINY))
-            counts.append(octaves.abs() / torch.exp2((one.step - OCTAVE_BITS).float()))
-        if self.shifts is not None:
-            value, one = self.shifts.gather(tensors), self.shifts
-            counts.append((value - one.reference).abs() / one.step.float())
+        step, bias, _ = row_steps(self.structure, tensors)
+        scale, shift = self.reference
+        octaves = torch.log2((step.abs() + TINY) / (scale.abs() + TINY))
+        moved = self.grid.shifts(step, bias) - shift
+        counts = [
+            (octaves.abs() * UNITS / torch.exp2(self.grid.t.double()))[self.targets.scale_rows],
+            (moved.abs() / self.grid.e_step)[self.targets.shift_rows],
+        ]
+        for name, (conv, own) in self.targets.kernels.items():
+            counts.append((self._kernel_codes(conv, tensors[name])[0] - own).abs().flatten())
         every = torch.cat(counts)
-        return self.penalty * torch.log2(1.0 + every).sum() / max(every.numel(), 1)
+        return (self.penalty * torch.log2(1.0 + every).sum() / max(every.numel(), 1)).float()
 
     @torch.no_grad()
     def finish(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the rounded values into ``tensors``, in place: what a patch is then made of."""
-        for name, value in self.forward_tensors(tensors).items():
-            if value is not tensors[name]:
+        if self.rounds:
+            for name, value in self._round(tensors).items():
                 tensors[name].copy_(value)
 
 
@@ -144,73 +214,114 @@ def compact_forward(
     return forward
 
 
+def is_compact(config: TrainConfig) -> bool:
+    """Whether ``config`` asks for anything that `make_compact` does."""
+    return config.rounding_step > 0 or config.size_penalty > 0
+
+
 def make_compact(
-    base: Base,
+    graph: Graph,
     tensors: Mapping[str, Tensor],
     config: TrainConfig,
+    patch_config: PatchConfig,
+    classes: int,
     first: Mapping[str, Tensor] | None = None,
 ) -> Compact | None:
     """What ``config.rounding_step`` and ``config.size_penalty`` ask for; None if nothing.
 
-    Everything that is trained but the head is coded. Statistics that a patch measures anew are
-    rounded only by the coder.
+    Everything that is trained but the head is coded: scales, shifts, depthwise kernels.
 
     Args:
+        graph: the lowered base, with its parameters.
         tensors: of the task at one resolution; those that need gradients are trained.
         first: the finished tensors of the task's largest resolution, which others are coded
             against.
     """
-    if config.rounding_step == 0 and config.size_penalty == 0:
+    trained = {name for name, value in tensors.items() if value.requires_grad}
+    if not is_compact(config) or not trained:
         return None
-    trained = [
-        name
-        for name, value in tensors.items()
-        if value.requires_grad and part_of(base, name) != "head"
-    ]
-    if not trained:
+    device = next(iter(tensors.values())).device
+    # A spare row of the head changes no other row: one for each class will do.
+    quantized = quantize_base(graph, classes, "depthwise" in patch_config.kinds)
+    table, structure = make_coding_table(quantized), build_rows(quantized, classes, device)
+    targets = _find_targets(graph, table, structure, trained)
+    if not (targets.scales or targets.shifts or targets.kernels):
         return None
-    steps = training_steps(base, {name: tensors[name] for name in trained}, config)
-    known = first or {}
-
-    def group(scales: bool) -> _Group | None:
-        names = tuple(name for name in trained if is_scale(base, name) == scales)
-        if not names:
-            return None
-        device = tensors[names[0]].device
-        sizes = tuple(tensors[name].numel() for name in names)
-        references = [
-            known[name].detach() if name in known else reference_of(base, name, tensors[name].shape)
-            for name in names
-        ]
-        exponents = [steps.exponents[name] for name in names]
-        counts = torch.tensor(sizes)
-        step = (
-            torch.tensor(exponents)
-            if scales
-            else torch.tensor([math.ldexp(1.0, e) for e in exponents], dtype=torch.float64)
-        )
-        return _Group(
-            names,
-            sizes,
-            torch.cat([one.reshape(-1).to(device) for one in references]),
-            step.repeat_interleave(counts).to(device),
-        )
-
-    return Compact(steps, config.rounding_step > 0, config.size_penalty, group(True), group(False))
-
-
-def training_steps(base: Base, tensors: Mapping[str, Tensor], config: TrainConfig) -> Steps:
-    """The steps that a run with ``config`` trains for: they follow from the base and
-    ``rounding_step`` alone, so that a patch can be coded with the very same.
-    """
-    own = {name: value for name, value in tensors.items() if part_of(base, name) != "head"}
-    return uniform_steps(base, own, config.rounding_step or PENALTY_STEP)
-
-
-def _rounded(group: _Group, value: Tensor, scales: bool) -> Tensor:
-    if scales:
-        number = count_scale_steps(value, group.reference, group.step)
-        return decode_scales(number, group.reference, group.step)
-    return decode_values(
-        count_steps(value, group.reference, group.step), group.reference, group.step
+    steps = training_steps(graph, table, config.rounding_step or PENALTY_STEP)
+    grid = _Grid.of(table, steps, device)
+    reference = (grid.scale, torch.zeros_like(grid.scale))
+    if first is not None:
+        with torch.no_grad():
+            step, bias, _ = row_steps(structure, first)
+            reference = (step.abs(), grid.shifts(step, bias))
+    return Compact(
+        steps, config.rounding_step > 0, config.size_penalty, structure, grid, targets, reference
     )
+
+
+def training_steps(graph: Graph, table: CodingTable, rounding_step: float) -> CodingSteps:
+    """The steps that a run trains for: they follow from the base and ``rounding_step`` alone.
+
+    Scales: ``rounding_step`` octaves, which is a share of ``rounding_step`` * ln 2 of the scale.
+    Shifts: the same share of what the layer puts out, whose standard deviation is the root mean
+    square of the base's gamma; without a normalisation, of the kernel's rows, which it would be
+    for inputs of variance 1. Each rounded down to a power of two that the format has.
+    """
+    t = min(max(UNITS.bit_length() - 1 + floor_log2(rounding_step), 0), MAX_SCALE_STEP)
+    scales, biases = [], []
+    for conv, coded in zip(graph.convolutions(), table.convs, strict=True):
+        exact = conv.name == graph.head
+        share = 6.0 if conv.activation == "hard_sigmoid" else 1.0  # quantize.variant: y / 6 + 0.5
+        e = floor_log2(rounding_step * math.log(2.0) * _spread(graph, conv, coded.rows) / share)
+        scales.append(EXACT_SCALES if exact else t)
+        biases.append(EXACT_BIASES if exact else e)
+    return CodingSteps(tuple(scales), tuple(biases))
+
+
+def floor_log2(value: float) -> int:
+    """Exponent of the largest power of two not above ``value`` > 0, in -126..127."""
+    return min(max(math.frexp(value)[1] - 1, MIN_BIAS_STEP), MAX_BIAS_STEP)
+
+
+def _spread(graph: Graph, conv: Conv2d, rows: int) -> float:
+    """See `training_steps`; 1 where it would be 0."""
+    if conv.norm is not None:
+        power = float(np.mean(np.square(graph.parameters.get(f"{conv.norm.name}.weight", 1.0))))
+    else:
+        power = float(np.sum(np.square(graph.parameters[conv.weight].astype(np.float64)))) / rows
+    return math.sqrt(power) or 1.0
+
+
+def _find_targets(
+    graph: Graph, table: CodingTable, structure: RowStructure, trained: set[str]
+) -> _Targets:
+    """Where a convolution has both, a normalisation's tensors before the explicit ones."""
+    scales: dict[str, slice] = {}
+    shifts: dict[str, slice] = {}
+    kernels: dict[str, tuple[Conv2d, Tensor]] = {}
+    device = structure.eps.device
+    scale_rows = torch.zeros(len(table.row_conv), dtype=torch.bool, device=device)
+    shift_rows = torch.zeros_like(scale_rows)
+    row = element = 0
+    for conv, coded in zip(graph.convolutions(), table.convs, strict=True):
+        rows, row = slice(row, row + coded.rows), row + coded.rows
+        elements = slice(element, element + coded.rows * coded.taps)
+        element = elements.stop if coded.owned else element
+        if conv.name == graph.head:
+            continue
+        module = conv.weight.removesuffix(".weight")
+        norm = conv.norm.name if conv.norm is not None else None
+        for found, mask, names in (
+            # Where the scale is not trained, the task's own kernel takes its factor in.
+            (scales, scale_rows, (f"{norm}.weight", f"{module}.patch_scale", conv.weight)),
+            (shifts, shift_rows, (f"{norm}.bias", f"{module}.patch_bias")),
+        ):
+            name = next((one for one in names if one in trained), None)
+            if name is not None:
+                found[name] = rows
+                mask[rows] = True
+        if coded.owned and conv.weight in trained:
+            own = table.kernels[elements].reshape(coded.rows, *conv.kernel, -1)
+            codes = torch.tensor(own.transpose(0, 3, 1, 2), dtype=torch.float32, device=device)
+            kernels[conv.weight] = (conv, codes)
+    return _Targets(scales, shifts, scale_rows, shift_rows, kernels)

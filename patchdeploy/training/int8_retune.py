@@ -21,10 +21,10 @@ from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import Patch
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training.accuracy import predict
-from patchdeploy.training.compact_code import Part, part_of
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import Forward
+from patchdeploy.training.parts import Part, part_of
 from patchdeploy.training.preparation import (
     choose_device,
     make_pair,

@@ -174,8 +174,8 @@ def _correction(
     if conv.name in base.patch_owned:
         raise UnsupportedOperatorError(
             f"convolution {conv.name!r} reads the image and its kernel belongs to the task; "
-            "training through the int8 base needs a first kernel that the base owns; train this "
-            "task in float (through_int8 = false), or without kind 'depthwise'"
+            "training through int8 or with rounding_step or size_penalty needs a first kernel that "
+            "the base owns; train this task without these settings, or without kind 'depthwise'"
         )
     return input_correction(base.graph, conv, network.convs[conv.name].weight)
 
@@ -233,14 +233,11 @@ def effective_affine(
     return scale / structure.divisor, bias / structure.divisor + structure.offset
 
 
-def compute_rows(
-    structure: RowStructure, tensors: Mapping[str, Tensor], scales: Tensor, zero_points: Tensor
-) -> dict[str, ConvRows]:
-    """Every convolution of the network with ``tensors`` folded in, by name.
-
-    Args:
-        tensors: of a patch, float32, by state-dict name; what it has not is the base's.
-        scales, zero_points: float32 [activation sites].
+def row_steps(
+    structure: RowStructure, tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, list[Taps]]:
+    """Step and bias of all rows, float64, before they are made safe for a runtime, and the taps of
+    each convolution: `quantize.variant.make_affines`. A step is weight_scale * s.
     """
     scale, bias = effective_affine(structure, tensors)
     taps = dict(structure.taps)
@@ -250,7 +247,19 @@ def compute_rows(
             taps[conv.name] = _owned_taps(conv, weight, own_scale)
     ordered = [taps[conv.name] for conv in structure.convs]
     weight_scale = torch.cat([one.weight_scale for one in ordered])
-    step = weight_scale * scale * torch.cat([one.signs for one in ordered])
+    return weight_scale * scale * torch.cat([one.signs for one in ordered]), bias, ordered
+
+
+def compute_rows(
+    structure: RowStructure, tensors: Mapping[str, Tensor], scales: Tensor, zero_points: Tensor
+) -> dict[str, ConvRows]:
+    """Every convolution of the network with ``tensors`` folded in, by name.
+
+    Args:
+        tensors: of a patch, float32, by state-dict name; what it has not is the base's.
+        scales, zero_points: float32 [activation sites].
+    """
+    step, bias, ordered = row_steps(structure, tensors)
     weight_scale, bias = _quantize_rows(structure, ordered, step, bias, (scales, zero_points))
     multiplier = scales[structure.x_site] * weight_scale / scales[structure.y_site]
     pieces = zip(

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from patchdeploy.base import Base
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError
+from patchdeploy.lower import lower_base
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patched_model import PatchedModel, reestimate_statistics, trained_names
 from patchdeploy.training.accuracy import accuracy, predict
-from patchdeploy.training.compact import compact_forward, make_compact
-from patchdeploy.training.compact_code import part_of
+from patchdeploy.training.compact import Compact, compact_forward, is_compact, make_compact
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import (
@@ -30,6 +30,7 @@ from patchdeploy.training.objective import (
     compile_forward,
 )
 from patchdeploy.training.optimizer import choose_scope
+from patchdeploy.training.parts import part_of
 from patchdeploy.training.preparation import (
     TEACHER,
     check_resolutions,
@@ -139,7 +140,7 @@ class TransferRun:
         head = f"{model.base.head_name}."
         head_only = all(key.startswith(head) for key in trained)
         scope = choose_scope(model.base, "head" if head_only else "patch")
-        compact = make_compact(model.base, tensors, config, self._first(px))
+        compact = self._compact(px, tensors)
         rounded = model if compact is None else compact_forward(model, tensors, compact)
         forward: Forward = compile_forward(rounded, config)
         int8 = None
@@ -179,6 +180,16 @@ class TransferRun:
         if compact is not None:
             compact.finish(tensors)
         return result.mean_top1
+
+    def _compact(self, px: int, tensors: Mapping[str, Tensor]) -> Compact | None:
+        """What the settings ask for a small patch; needs the base lowered."""
+        model = self.model
+        if not is_compact(self.config):
+            return None
+        graph = lower_base(model.base) if self.int8 is None else self.int8.lower(model.base)
+        classes = len(model.classes(self.task))
+        patch_config = model.config(self.task)
+        return make_compact(graph, tensors, self.config, patch_config, classes, self._first(px))
 
     def _features_stay(self, tensors: Mapping[str, Tensor]) -> bool:
         """What the last layer reads of an image is the same in every epoch."""

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from patchdeploy.base import Base
+from patchdeploy.coding.choose_steps import fine_steps
+from patchdeploy.coding.encode import encode_values
+from patchdeploy.coding.grid import CodingSteps
 from patchdeploy.data import ImageDataset, Preprocessing, load_packaged, split
 from patchdeploy.errors import ConfigError, DataError, NegativeScaleError, UnknownResolutionError
 from patchdeploy.export import Exporter
@@ -18,10 +21,10 @@ from patchdeploy.patched_model import PatchedModel
 from patchdeploy.quantize.executor import IntegerResult, run_integer
 from patchdeploy.quantize.model import unflatten_variant
 from patchdeploy.training import TrainConfig, train_patch
-from patchdeploy.training.compact_code import coded_bytes, part_of, uniform_steps
 from patchdeploy.training.int8_aware import BEGUN, SCALES, ZERO_POINTS, Int8Plan, open_int8
 from patchdeploy.training.int8_retune import retune_patch_int8
 from patchdeploy.training.loop import EpochRecord
+from patchdeploy.training.parts import part_of
 from patchdeploy.training.records import Recorder
 from patchdeploy.training.samples import normalize
 
@@ -333,8 +336,8 @@ def test_a_retune_over_the_embedded_base_keeps_shared_scales_and_few_bytes() -> 
     # Coded against 48 px, the scales of 32 px are zeros; with ones of its own they are not.
     own = retune_patch_int8(base, apart(base, patch), images, settings, quiet=True)
     assert not own.metrics["int8_retune"]["settings"]["share_scales"]
-    bytes_of = {name: scale_bytes(base, one) for name, one in (("kept", retuned), ("own", own))}
-    assert bytes_of["kept"] < bytes_of["own"]
+    assert not further_scales(base, retuned, images).any()
+    assert further_scales(base, own, images).any()
 
 
 def apart(base: Base, patch: Patch) -> Patch:
@@ -345,10 +348,15 @@ def apart(base: Base, patch: Patch) -> Patch:
     return replace(patch, variants={**patch.variants, px: {**patch.tensors(px), **moved}})
 
 
-def scale_bytes(base: Base, patch: Patch) -> int:
-    """Of the scales of all resolutions, coded in steps of 1/16 of an octave."""
-    own = tensors_of(patch, max(patch.resolutions))
-    return coded_bytes(base, patch, uniform_steps(base, own, 1 / 16))["gamma"]
+def further_scales(base: Base, patch: Patch, images: ImageDataset) -> np.ndarray:
+    """Codes of the smallest resolution's scales, in steps of 1/64 octave; the head's left out."""
+    exporter = Exporter.prepare(base, head_capacity=len(patch.classes))
+    values = exporter.quantize(patch, images.subset(range(16))).values
+    table, count = exporter.table, len(exporter.table.convs)
+    steps = CodingSteps((2,) * count, fine_steps(values, table).bias)
+    ordered = {px: values[px] for px in sorted(values, reverse=True)}
+    codes = encode_values(ordered, len(patch.classes), table, steps).resolutions[min(values)]
+    return codes.scales[: table.layout.head_row]
 
 
 def test_a_retune_keeps_shared_scales_where_heads_are_each_resolutions_own(
