@@ -20,6 +20,9 @@ import numpy as np
 import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
+from patchdeploy_onnx import unsigned_kernels
+
+from patchdeploy.runtime.ort_kernels import UNSIGNED, choose_kernels
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from network import Network, normalise
@@ -145,7 +148,12 @@ def look_up(table: NDArray[Any], pixels: Pixels, channels_first: bool) -> NDArra
 
 
 def open_session(data: bytes | str, threads: int, ours: bool) -> Any:
-    """A CPU session; graph optimisation is off for our files and full for a peer's."""
+    """A CPU session; graph optimisation is off for our files and full for a peer's.
+
+    Our kernels have the form that the processor multiplies exactly, as in the Engine.
+    """
+    if ours and choose_kernels(onnxruntime) == UNSIGNED:
+        data = unsigned_kernels(Path(data).read_bytes() if isinstance(data, str) else data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from patchdeploy.bundle import Bundle
+from patchdeploy.bundle.held import hold_bundle
 from patchdeploy.errors import ConfigError, PatchKeyError
 from patchdeploy.patchfile import CheckedPatch, check_patch_file
 from patchdeploy.patchfile.key_lists import join_lists
@@ -35,6 +36,9 @@ def open_store(
 ) -> Store:
     """The store at ``folder`` for patches of ``bundle``'s base; nothing is written yet.
 
+    It keeps the bundle's patches and base file in memory, so it works on when the bundle's folder
+    is replaced.
+
     Args:
         runtime: "litert" or "onnxruntime": what self-tests run on.
         trusted: keys that must sign; by default those that the bundle pins. What this list, the
@@ -51,6 +55,7 @@ def open_store(
             f"runtime {runtime!r}; it must be one of {', '.join(RUNTIME_FORMATS)}; choose one"
         )
     format_name = RUNTIME_FORMATS[runtime]
+    bundle = hold_bundle(bundle, format_name)
     table = bundle.coding_table
     bases = {format_name: bundle.base(format_name)}
     backend = cache(lambda: make_backend(bundle, runtime, 1, "resident", package))

@@ -29,7 +29,7 @@ from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 
 FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
-CHANGES, FORK_ROUNDS = 300, 40
+CHANGES, FORK_ROUNDS = 300, 15
 FORK_WAYS = (
     ("litert", "resident", 2, 3),
     ("onnxruntime", "resident", 2, 0),

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import shutil
 import threading
 from dataclasses import replace
 
@@ -91,6 +92,26 @@ def test_an_engine_takes_over_a_new_patch_and_reverts_with_the_store(bundle, tmp
         store.revert("first")
         assert engine.refresh() == ("first",)
         assert np.array_equal(engine.logits(images, "first", 16), found)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
+def test_patches_still_arrive_when_the_folder_of_the_bundle_is_gone(bundle, tmp_path, runtime):
+    path = shutil.copytree(bundle.path, tmp_path / "copy")
+    opened = own_bundle(path)
+    store = open_store(tmp_path / "store", opened, runtime)
+    images = random_images(2, 16)
+    second = pack(bundle, seed=21, sequence=2)
+    with Engine.open(opened, runtime, store=store, refresh_seconds=None) as engine:
+        shutil.rmtree(path)
+        store.install(second.data)
+        assert engine.refresh() == ("first",)
+        found = engine.logits(images, "first", 16)
+        own = expected(bundle, second, 16, images, tmp_path / "own", runtime)
+        assert np.array_equal(found, own)
+        store.revert("first")
+        assert engine.refresh() == ("first",)
+        shipped = reference_logits(bundle, runtime, "first", 16, images)
+        assert np.array_equal(engine.logits(images, "first", 16), shipped)
 
 
 def test_a_store_brings_a_task_that_the_bundle_does_not_have(bundle, tmp_path):
