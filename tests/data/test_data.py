@@ -51,7 +51,21 @@ def test_preprocessing_survives_json_and_refuses_an_unknown_key() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"std": (0.0, 1.0, 1.0)}, {"input_size": 0}, {"crop_fraction": 1.5}, {"resize": "fit"}],
+    [
+        {"std": (0.0, 1.0, 1.0)},
+        {"std": (1.0, 1.0, float("inf"))},
+        {"mean": (0.0, float("nan"), 0.0)},
+        {"mean": (0.0, True, 0.0)},
+        {"mean": ("0", "0", "0")},
+        {"mean": (10**400, 0, 0)},
+        {"input_size": 0},
+        {"input_size": 224.0},
+        {"input_size": True},
+        {"crop_fraction": 1.5},
+        {"crop_fraction": 0.09},  # would make a large image of any
+        {"crop_fraction": "1"},
+        {"resize": "fit"},
+    ],
 )
 def test_preprocessing_out_of_range_is_a_config_error(wrong: dict) -> None:
     (key,) = wrong

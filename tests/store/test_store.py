@@ -135,6 +135,7 @@ def test_a_list_beside_a_writer_shows_no_file_as_gone(tmp_path):
     """What it has seen named, or in the folder, is removed before it is read."""
     writer = open_store(tmp_path / "store")
     install_all(1, 2)(writer)
+    assert writer.is_there
     writer.install(make_patch(3), activate=False)
 
     class Racing(DiskFiles):
@@ -162,6 +163,7 @@ def test_a_list_beside_a_writer_shows_no_file_as_gone(tmp_path):
 def test_a_store_that_is_not_there_has_nothing_active_and_is_not_made_by_reading(tmp_path):
     store = open_store(tmp_path / "store")
     assert store.active() == {}
+    assert not store.is_there
     with pytest.raises(UnknownTaskError) as caught:
         store.read(TASK)
     assert str(caught.value) == (
