@@ -163,15 +163,22 @@ def _run_checks(
         yield _guarded("patch values", task, partial(_check_patch, bundle, task))
         yield _guarded("result hashes", task, partial(_check_results, bundle, task))
     for name in chosen:
-        yield from _check_self_tests(bundle, name)
+        yield from _reported("self-test", name, _check_self_tests(bundle, name))
     for task in bundle.tasks:
         for name in chosen:
-            yield from _check_overlays(bundle, task, name)
+            overlays = _check_overlays(bundle, task, name)
+            yield from _reported("overlay = stand-alone", f"{task} {name}", overlays)
+    rows = check_images(bundle, chosen, datasets, limit, reference_limit, tolerance_lsb)
+    images = (Check(*row) for row in rows)
+    yield from _reported("runtime = reference", "all tasks", images)
+
+
+def _reported(name: str, subject: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """``checks``, and one that failed where the bundle itself ends them."""
     try:
-        for row in check_images(bundle, chosen, datasets, limit, reference_limit, tolerance_lsb):
-            yield Check(*row)
+        yield from checks
     except (FileFormatError, IntegrityError) as error:
-        yield Check("runtime = reference", "reference", False, str(error))
+        yield Check(name, subject, False, str(error))
 
 
 def _check_store(

@@ -34,6 +34,7 @@ from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendEr
 from patchdeploy.patchfile import container, pack, payload
 from patchdeploy.runtime import self_test, versions
 from patchdeploy.storage import sha256_hex
+from patchdeploy.verify import verify_bundle
 
 TFLITE_TABLE, ONNX_TABLE = hostile_bundles.TABLES
 
@@ -311,3 +312,13 @@ def test_row_22_the_proof_notices_a_reader_that_believes_the_table(
 
 def test_row_22_no_file_of_a_bundle_is_waited_for_or_followed(tmp_path):
     rows_bundles.try_files(1.0, tmp_path, no_progress)
+
+
+def test_row_22_verify_reports_what_is_wrong_with_a_hostile_bundle(hostile, tmp_path):
+    good, _ = hostile
+    cases = [one for one in hostile_bundles.list_cases(good, 1) if one.change == "missing"]
+    drawn = np.random.default_rng(3).choice(len(cases), 12, replace=False)
+    for index in drawn:
+        hostile_bundles.write_case(cases[index], good, tmp_path / "case")
+        report = verify_bundle(tmp_path / "case", reference_limit=1)
+        assert not report.ok, str(cases[index])
