@@ -252,6 +252,12 @@ def _print_installed(
 ) -> None:
     if installed.recovery is not None:
         _warn_recovery(installed.recovery)
+    if installed.lost_resolutions:
+        sides = ", ".join(map(str, installed.lost_resolutions))
+        warn(
+            f"the patch of task {installed.task} has no {sides} px, which the one before it has: "
+            "an app that asks for that size gets an error, one that asks for none the nearest size"
+        )
     document = asdict(installed) | {"download": fetched}
     rows = [
         ["task", installed.task],

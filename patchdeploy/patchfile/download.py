@@ -26,6 +26,8 @@ from patchdeploy.patchfile.partial import PartialFile, open_partial
 
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_TAIL = re.compile(r"[?#]")
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _AGAIN = "run it again: it goes on where it stopped, if the server lets it"
 _OTHER = "use another server, or fetch the file by other means"
@@ -107,7 +109,8 @@ async def fetch_patch(url: str, folder: Path, limits: DownloadLimits | None = No
                 f"a connection may take {limits.connect_seconds:g} s, the next bytes "
                 f"{limits.read_seconds:g} s",
             ) from error
-        except (httpx.ConnectError, UnicodeError) as error:  # the latter: a host name too long
+        except (httpx.ConnectError, UnicodeError, OverflowError, ExceptionGroup) as error:
+            # UnicodeError: a host name too long; the last two: a proxy's port of six digits
             raise transfer.fail(
                 f"cannot be reached ({_reason(error)})",
                 "the server must run and take connections",
@@ -123,22 +126,33 @@ async def fetch_patch(url: str, folder: Path, limits: DownloadLimits | None = No
 def _parse_url(text: str) -> httpx.URL:
     try:
         url = httpx.URL(text)
+        host, port = url.host, url.port  # an international name is decoded here
     except (httpx.InvalidURL, UnicodeError) as error:
         raise _bad_url(text) from error
-    port = url.port is None or 0 < url.port < 65_536
-    if url.scheme not in ("http", "https") or not url.host or not port:
+    is_port = port is None or 0 < port < 65_536
+    if url.scheme not in ("http", "https") or not host or not is_port:
         raise _bad_url(text)
     return url
 
 
 def _bad_url(text: str) -> ConfigError:
     return ConfigError(
-        f"address {text[:80]!r}; it must be http:// or https:// and a host; correct it"
+        f"address {_without_secrets(text)[:80]!r}; it must be http:// or https:// and a host; "
+        "correct it"
     )
 
 
+def _without_secrets(text: str) -> str:
+    """An address as it may be shown: what stands before an @ can be a password, and what follows a
+    question mark a token."""
+    secret, at, rest = text.rpartition("@")
+    scheme = _SCHEME.match(secret) if at else None
+    return _TAIL.split((scheme[0] if scheme else "") + rest, maxsplit=1)[0]
+
+
 def _reason(error: Exception) -> str:
-    return _cut(str(error) or type(error).__name__)
+    text = str(error)
+    return type(error).__name__ if not text or "@" in text else _cut(text)
 
 
 def _cut(text: str) -> str:
@@ -179,11 +193,13 @@ class _Transfer:
     def _client(self) -> httpx.AsyncClient:
         timeout = httpx.Timeout(self.limits.read_seconds, connect=self.limits.connect_seconds)
         try:
-            return httpx.AsyncClient(timeout=timeout, follow_redirects=False)
-        except (ValueError, OSError, httpx.InvalidURL) as error:
+            hooks = {"response": [self._refuse_redirect]}
+            return httpx.AsyncClient(timeout=timeout, follow_redirects=False, event_hooks=hooks)
+        except (ValueError, OSError, ImportError, httpx.InvalidURL) as error:
             raise ConfigError(
-                f"the environment's proxy or certificates cannot be used: {error}; HTTP_PROXY, "
-                "HTTPS_PROXY and ALL_PROXY must be addresses, SSL_CERT_FILE a file; correct them"
+                "the environment's proxy or certificates cannot be used: "
+                f"{_reason(error)}; HTTP_PROXY, HTTPS_PROXY and ALL_PROXY must be addresses of "
+                "HTTP proxies (no SOCKS), SSL_CERT_FILE a file; correct them"
             ) from error
 
     async def _ask(self, client: httpx.AsyncClient) -> Downloaded:
@@ -206,16 +222,19 @@ class _Transfer:
         self._check_total(total)
         return Downloaded(self.part.finish(), self.shown, self.part.etag, resumed)
 
-    def _check_whole(self, response: httpx.Response) -> None:
-        """An answer that begins at the first byte."""
-        code = response.status_code
-        if 300 <= code < 400:
-            target = response.headers.get("location", "nowhere")
+    async def _refuse_redirect(self, response: httpx.Response) -> None:
+        """Called before the client looks where a redirect leads: that may be no address."""
+        if 300 <= response.status_code < 400:
+            target = _without_secrets(response.headers.get("location", "nowhere"))
             raise self.fail(
                 f"redirects to {_cut(target)!r}",
                 "a redirect is never followed",
                 "if you trust that address, name it",
             )
+
+    def _check_whole(self, response: httpx.Response) -> None:
+        """An answer that begins at the first byte."""
+        code = response.status_code
         if code != HTTPStatus.OK:
             raise self.fail(
                 f"answers {_name(code)}", "it must answer 200 OK", "correct the address"

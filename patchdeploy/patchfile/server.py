@@ -1,5 +1,7 @@
 """A folder of patch files over HTTP, for development and for networks of one's own.
 
+A public one belongs behind a content delivery network: see `connections`.
+
 In: a folder. Out: a Starlette app with the files (ranges, ETag = SHA-256) and ``index.json``, which
 names the newest signed file of each task. The server need not be trusted: whoever fetches a file
 checks its signatures, and the index only says where to look.
@@ -13,18 +15,21 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from patchdeploy.errors import ConfigError, PatchRefusedError
+from patchdeploy.patchfile.connections import BoundedProtocol
 from patchdeploy.patchfile.container import (
     ENTRY_BYTES,
     MAX_FILE_BYTES,
@@ -38,7 +43,9 @@ from patchdeploy.storage import sha256_hex
 INDEX = "index.json"
 INDEX_FORMAT = 1
 MEDIA_TYPE = "application/octet-stream"
-MAX_CONNECTIONS = 64
+_PIECE_BYTES = 65_536
+_REQUEST_BYTES = 16_384
+"""The longest request, its headers included."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.pdp")
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
@@ -59,9 +66,11 @@ def make_app(folder: Path) -> Starlette:
             f"{folder} is not a folder; a server needs one with .pdp files in it; correct the path"
         )
 
+    known = Known()
+
     def index(request: Request) -> Response:
         try:
-            document = make_index(folder)
+            document = make_index(folder, known)
         except OSError as error:
             LOGGER.warning("%s cannot be read: %s", folder, error)
             return PlainTextResponse("the folder cannot be read now\n", status_code=503)
@@ -80,7 +89,59 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def make_index(folder: Path) -> dict[str, Any]:
+Identity = tuple[int, ...]
+_SETTLED_NS = 2 * 10**9
+"""A file that has not changed for so long has other times once it changes again."""
+
+
+class Known:
+    """What was found in the files of a folder; of one that has not changed nothing is read again.
+
+    A file is known by device, inode, length and times; threads take turns.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._found: dict[tuple[Path, str], tuple[Identity, Any]] = {}
+
+    def look(self, path: Path, what: str, read: Callable[[Path], Any]) -> Any:
+        """``read(path)``, or what it gave or raised when the file was the same.
+
+        Raises:
+            PatchRefusedError, OSError: whatever ``read`` raises; logged when it is new.
+        """
+        identity = _identify(path)
+        held = self._found.get((path, what))
+        if held is not None and held[0] == identity:
+            outcome = held[1]
+        else:
+            try:
+                outcome = read(path)
+            except (PatchRefusedError, OSError) as error:
+                LOGGER.warning("%s is not listed: %s", path, error)
+                outcome = error.with_traceback(None)
+            newest = max(identity[-2:])
+            if time.time_ns() - newest > _SETTLED_NS and _identify(path) == identity:
+                self._found[path, what] = identity, outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def forget_others(self, paths: Iterable[Path]) -> None:
+        """Keep what is known of these alone."""
+        kept = set(paths)
+        self._found = {key: one for key, one in self._found.items() if key[0] in kept}
+
+
+def _identify(path: Path) -> Identity:
+    status = path.lstat()
+    return (
+        *(status.st_dev, status.st_ino, status.st_mode, status.st_size),
+        *(status.st_mtime_ns, status.st_ctime_ns),
+    )
+
+
+def make_index(folder: Path, known: Known | None = None) -> dict[str, Any]:
     """What ``index.json`` says: for each task the signed file with the highest sequence number.
 
     An unsigned file is named only where the task has no signed one: no reader takes it in place of
@@ -88,33 +149,37 @@ def make_index(folder: Path) -> dict[str, Any]:
     whole only those that are named. A file that does not hold together is left out, with a logged
     warning, and the next best one is named.
 
+    Args:
+        known: what earlier calls have found; files that are the same are not read again.
+
     Raises:
         OSError: the folder cannot be read.
     """
-    found: dict[str, list[tuple[bool, int, Path]]] = {}
-    for path in sorted(folder.iterdir()):
-        if _NAME.fullmatch(path.name) is None:
-            continue
-        with _left_out(path):
-            header, signatures = _read_header(path)
-            found.setdefault(header.task, []).append((signatures > 0, header.sequence, path))
-    newest: dict[str, dict[str, Any]] = {}
-    for task, candidates in found.items():
-        # Of equals the first by name: sorted() keeps their order.
-        for _, _, path in sorted(candidates, key=lambda one: one[:2], reverse=True):
-            with _left_out(path):
-                newest[task] = _describe(path, task)
-                break
-    return {"format": INDEX_FORMAT, "tasks": newest}
+    known = known or Known()
+    paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    with known.lock:
+        known.forget_others(paths)
+        found: dict[str, list[tuple[bool, int, Path]]] = {}
+        for path in paths:
+            with suppress(PatchRefusedError, OSError):  # logged
+                header, signatures = known.look(path, "header", _read_header)
+                found.setdefault(header.task, []).append((signatures > 0, header.sequence, path))
+        newest = {task: _find_newest(known, task, one) for task, one in found.items()}
+    return {"format": INDEX_FORMAT, "tasks": {task: one for task, one in newest.items() if one}}
 
 
-@contextmanager
-def _left_out(path: Path) -> Iterator[None]:
-    """A block about one file; what is wrong with it is logged."""
-    try:
-        yield
-    except (PatchRefusedError, OSError) as error:
-        LOGGER.warning("%s is not listed: %s", path, error)
+def _find_newest(
+    known: Known, task: str, candidates: list[tuple[bool, int, Path]]
+) -> dict[str, Any] | None:
+    """The entry of the best of ``candidates`` that holds together."""
+    # Of equals the first by name: sorted() keeps their order.
+    for _, _, path in sorted(candidates, key=lambda one: one[:2], reverse=True):
+        with suppress(PatchRefusedError, OSError):  # logged
+            of, entry = known.look(path, "entry", _describe)
+            if of == task:  # else it was replaced meanwhile
+                described: dict[str, Any] = entry
+                return described
+    return None
 
 
 def _read_header(path: Path) -> tuple[PatchHeader, int]:
@@ -132,13 +197,18 @@ def _read_header(path: Path) -> tuple[PatchHeader, int]:
     return header, len(container.signatures)
 
 
-def _describe(path: Path, task: str) -> dict[str, Any]:
+def _describe(path: Path) -> tuple[str, dict[str, Any]]:
+    """The task of a file, and its entry.
+
+    Raises:
+        PatchRefusedError, OSError: it does not hold together.
+    """
     data, _ = _read(path)
     container = read_container(data)
     header = PatchHeader.from_bytes(container.header)
-    if header.task != task or sha256_hex(container.payload) != header.payload_sha256:
+    if sha256_hex(container.payload) != header.payload_sha256:
         raise OSError(errno.EINVAL, "its payload is not the one that its header names")
-    return {
+    return header.task, {
         "file": path.name,
         "sequence": header.sequence,
         "sha256": sha256_hex(data),
@@ -172,13 +242,24 @@ def _send(data: bytes, etag: str, headers: dict[str, str], request: Request) -> 
     headers = headers | {"accept-ranges": "bytes"}
     asked = _RANGE.fullmatch(request.headers.get("range", ""))
     if asked is None or request.headers.get("if-range", etag) != etag or asked[0] == "bytes=-":
-        return Response(data, headers=headers, media_type=MEDIA_TYPE)
+        return _stream(memoryview(data), 200, headers)
     first, last = _place_range(asked[1], asked[2], len(data))
     if first > last:
         headers |= {"content-range": f"bytes */{len(data)}"}
         return Response(status_code=416, headers=headers)
     headers |= {"content-range": f"bytes {first}-{last}/{len(data)}"}
-    return Response(data[first : last + 1], 206, headers, MEDIA_TYPE)
+    return _stream(memoryview(data)[first : last + 1], 206, headers)
+
+
+def _stream(body: memoryview, status: int, headers: dict[str, str]) -> Response:
+    """``body`` in pieces: no more of it is copied than the client takes."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), _PIECE_BYTES):
+            yield bytes(body[start : start + _PIECE_BYTES])
+
+    headers = headers | {"content-length": str(len(body))}
+    return StreamingResponse(pieces(), status, headers, MEDIA_TYPE)
 
 
 def _place_range(first: str, last: str, length: int) -> tuple[int, int]:
@@ -221,16 +302,23 @@ def serve_folder(
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            limit_concurrency=MAX_CONNECTIONS,
-        )
         with suppress(KeyboardInterrupt):  # uvicorn passes it on once its answers are sent
-            uvicorn.Server(config).run(sockets=[listener])
+            make_server(app).run(sockets=[listener])
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """The server of ``app``, with `connections.BoundedProtocol`; it is not started yet."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        http=BoundedProtocol,
+        h11_max_incomplete_event_size=_REQUEST_BYTES,
+    )
+    return uvicorn.Server(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -35,7 +35,7 @@ from patchdeploy.runtime.images import (
 )
 from patchdeploy.runtime.loaded_tasks import LoadedTasks
 from patchdeploy.runtime.prediction import Prediction, softmax
-from patchdeploy.runtime.versions import TaskVersion
+from patchdeploy.runtime.versions import TaskVersion, nearest_resolution
 from patchdeploy.store import Store
 
 BATCH = 32
@@ -281,7 +281,9 @@ class Engine:
                 are those that training sees). A list, another iterable, or an array of 4
                 dimensions gives a list of predictions.
             task: by default that of the last `swap_to`, or the only one.
-            resolution: by default the base's own size where the task has it, or its largest.
+            resolution: by default that of the last `swap_to` (the nearest one, where a newer patch
+                lacks it), or the base's own size where the task has it, or its largest. The
+                prediction says which.
 
         Raises:
             DataError: an image that cannot be read, or something else.
@@ -338,10 +340,9 @@ class Engine:
     def _choose(self, task: str | None, resolution: int | None) -> tuple[TaskVersion, int]:
         """The version and the resolution that a call means; they stay its own until it ends."""
         self._loaded.look_for_patches()
-        current = self._current
+        current, wanted = self._current, None
         if task is None and current is not None:
-            task = current[0]
-            resolution = current[1] if resolution is None else resolution
+            task, wanted = current
         if task is None:
             if len(self.tasks) != 1:
                 raise ConfigError(
@@ -351,7 +352,9 @@ class Engine:
             task = self.tasks[0]
         version = self._loaded.version(task)
         held = version.resolutions
-        if resolution is None:
+        if resolution is None and wanted is not None:
+            resolution = nearest_resolution(wanted, held)  # a newer patch may lack it
+        elif resolution is None:
             own = self.preprocessing.input_size
             resolution = own if own in held else held[-1]
         if resolution not in held:

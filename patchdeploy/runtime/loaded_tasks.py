@@ -27,6 +27,7 @@ from patchdeploy.runtime.versions import (
     TaskVersion,
     Versions,
     bundle_versions,
+    nearest_resolution,
 )
 from patchdeploy.slots import PatchValues
 from patchdeploy.store import Store
@@ -201,16 +202,18 @@ class LoadedTasks:
                     changed.remove(task)
                     after.pop(task)
                     after |= {task: before[task]} if task in before else {}
+            for task in sorted(changed & before.keys() & after.keys()):
+                _tell_lost(before[task], after[task])
             self._versions = after
             current = {(task, one.sha256) for task, one in after.items()}
             self._evict(lambda key: (key[0], key[2]) not in current)
         return tuple(sorted(changed))
 
     def _load_like_now(self, version: TaskVersion) -> None:
-        """Load ``version`` at each resolution at which its task is resident."""
+        """Load ``version`` at each resolution at which its task is resident, or the nearest one."""
         for task, px in self.residents:
-            if task == version.task and px in version.resolutions:
-                self.load(version, px)
+            if task == version.task:
+                self.load(version, nearest_resolution(px, version.resolutions))
 
     def _evict(self, goes: Callable[[Key], bool]) -> None:
         loaded = self._residents.keys()
@@ -254,3 +257,16 @@ class LoadedTasks:
             self._background.shutdown(wait=True)
         self._residents.clear()
         self._patches.clear()
+
+
+def _tell_lost(before: TaskVersion, after: TaskVersion) -> None:
+    """Say which sides a newer patch lacks: who asks for one gets an error, by default the nearest
+    one answers."""
+    lost = [px for px in before.resolutions if px not in after.resolutions]
+    if lost:
+        LOGGER.warning(
+            "task %s: its new patch has no %s px; it has %s px",
+            after.task,
+            ", ".join(map(str, lost)),
+            ", ".join(map(str, after.resolutions)),
+        )

@@ -9,7 +9,7 @@ whoever holds the old one goes on with it unchanged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -48,6 +48,11 @@ class TaskVersion:
 
 
 Versions = Mapping[str, TaskVersion]
+
+
+def nearest_resolution(px: int, held: Sequence[int]) -> int:
+    """The side of ``held`` that is nearest to ``px``; the larger of two."""
+    return min(held, key=lambda one: (abs(one - px), -one))
 
 
 @dataclass(frozen=True)

@@ -433,32 +433,33 @@ class Store:
         """Checks 7 to 9, then the file, then STATE."""
         self._test(checked)
         sha256, state = checked.sha256, found.state
+        lost: tuple[int, ...] = ()
         if activate:
-            back_to = self._find_back(state, checked)
+            before = self._find_back(state, checked)
+            back_to = None if before is None else before.sha256
             state = state.activated(checked.header.task, floor_of(checked), back_to)
+            sides = () if before is None else before.header.resolutions
+            lost = tuple(sorted(set(sides) - set(checked.header.resolutions)))
         if sha256 not in found.state.named or not self._place.is_whole(sha256):
             self._place.put_patch(sha256, data)
         if state is not found.state:
             self._place.commit(state, found.state)
-        return _installed(checked, found, changed=True)
+        return replace(_installed(checked, found, changed=True), lost_resolutions=lost)
 
-    def _find_back(self, state: StoreState, checked: CheckedPatch) -> str | None:
+    def _find_back(self, state: StoreState, checked: CheckedPatch) -> CheckedPatch | None:
         """What a revert is to go back to once ``checked`` is active: the patch that is active now
         or was before and may be used, else what ships with the app; that is put into the folder."""
         task = checked.header.task
         for sha256 in (state.active.get(task), state.previous.get(task)):
-            if sha256 not in (None, checked.sha256) and self._is_usable(sha256, task, state):
-                return sha256
+            if sha256 in (None, checked.sha256):
+                continue
+            try:
+                return self._check_task(self._place.read_patch(sha256), task, state)
+            except (FileNotFoundError, IntegrityError, PatchRefusedError):
+                continue  # nothing goes back to a patch that may not be used
         return self._put_shipped(state, checked)
 
-    def _is_usable(self, sha256: str, task: str, state: StoreState) -> bool:
-        try:
-            self._check_task(self._place.read_patch(sha256), task, state)
-        except (FileNotFoundError, IntegrityError, PatchRefusedError):
-            return False
-        return True
-
-    def _put_shipped(self, state: StoreState, checked: CheckedPatch) -> str | None:
+    def _put_shipped(self, state: StoreState, checked: CheckedPatch) -> CheckedPatch | None:
         """What ships with the app for the task of ``checked``, in the folder."""
         task = checked.header.task
         if task not in self.shipped:
@@ -472,7 +473,7 @@ class Store:
         if shipped.sha256 == checked.sha256:
             return None
         self._place.put_patch(shipped.sha256, data)
-        return shipped.sha256
+        return shipped
 
     def _read_active(self, task: str) -> tuple[bytes, StoreState]:
         """A patch that is replaced and cleaned up while it is looked for is looked for again."""

@@ -72,6 +72,7 @@ class Installed:
         task, sequence: from its header.
         changed: False where everything was so already.
         recovery: set where STATE had been lost or damaged.
+        lost_resolutions: sides in pixels that the patch before it has and this one lacks.
     """
 
     sha256: str
@@ -79,6 +80,7 @@ class Installed:
     sequence: int
     changed: bool
     recovery: Recovery | None = None
+    lost_resolutions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def test_a_patch_is_installed_replaced_reverted_and_activated_again(place, optio
         "sequence": 1,
         "changed": True,
         "recovery": None,
+        "lost_resolutions": [],
         "download": None,
     }
     again = answer("install", place / "1.pdp", *options)
@@ -90,6 +91,19 @@ def test_a_patch_is_installed_replaced_reverted_and_activated_again(place, optio
     assert (forth["sequence"], forth["changed"]) == (2, True)
     text = here("install", place / "2.pdp", *options).stdout
     assert "no: it was so already" in text
+
+
+def test_a_patch_that_lacks_a_side_of_the_one_before_it_is_taken_and_the_side_said(
+    place, options, tmp_path
+):
+    bundle = open_bundle(place / "bundle")
+    patch = make_patch(task="first", seed=2, resolutions=(16,))[1]
+    release = Release(2, signers=(Signer(KEY, 0),))
+    data = pack_patch(patch, bundle.coding_table, bundle.base_files(), release=release).data
+    (tmp_path / "small.pdp").write_bytes(data)
+    done = here("install", tmp_path / "small.pdp", *options, "--json")
+    assert json.loads(done.stdout)["lost_resolutions"] == [24]
+    assert "warning: the patch of task first has no 24 px" in " ".join(done.stderr.split())
 
 
 def test_list_shows_what_is_active(place, options, tmp_path):

@@ -510,6 +510,54 @@ def test_an_address_that_is_none_shows_how_to_write_it(tmp_path, url):
     assert parts(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:secret@", "http://"),
+        ("http://me:secret@a:99999/x", "http://a:99999/x"),
+        ("http://me:sec@ret@[::1/", "http://[::1/"),
+        ("ftp://me:secret@a/b?token=secret", "ftp://a/b"),
+        ("http:me:secret@a", "a"),
+        ("https://me:secret@xn--/#secret", "https://xn--/"),
+    ],
+)
+def test_an_address_that_is_none_is_shown_without_its_secrets(tmp_path, url, shown):
+    with pytest.raises(ConfigError) as caught:
+        download_patch(url, tmp_path, LIMITS)
+    assert str(caught.value) == (
+        f"address {shown!r}; it must be http:// or https:// and a host; correct it"
+    )
+
+
+@pytest.mark.parametrize("host", ["xn--", "xn--a-", "xn--99999999", "a..b", "-", "*", "[::1%25]"])
+def test_a_host_that_is_no_name_is_an_error_with_a_type(tmp_path, host):
+    with pytest.raises((ConfigError, DownloadError)):
+        download_patch(f"http://{host}/x", tmp_path, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("javascript:1", "data:,x", "mailto:a", "x:y:z", "http://xn--/", "http://[", "//", ""),
+        *(
+            "http://a:99999999/",
+            "http://a b/",
+            "\x00",
+            "http://" + "a" * 300,
+            "http://me:secret@a/",
+        ),
+    ],
+)
+def test_a_redirect_to_what_is_no_address_is_an_error_with_a_type(tmp_path, target):
+    def answer(request, connection):
+        reply(connection, b"", "302 Found", location=target)
+
+    with serving(answer) as server, pytest.raises(DownloadError) as caught:
+        fetch(server, tmp_path)
+    assert "secret" not in str(caught.value)
+    assert "a redirect is never followed" in str(caught.value)
+
+
 def test_a_host_name_that_is_too_long_is_an_error_with_a_type(tmp_path):
     with pytest.raises(DownloadError, match="cannot be reached"):
         download_patch(f"http://{'a' * 70}.invalid/x", tmp_path, LIMITS)
@@ -526,10 +574,25 @@ def test_a_password_in_the_address_is_used_and_never_shown(tmp_path):
     assert "secret" not in str(caught.value)
 
 
-def test_a_proxy_that_is_none_is_a_setting_to_correct(tmp_path, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "nonsense://here")
-    with pytest.raises(ConfigError, match="HTTP_PROXY, HTTPS_PROXY and ALL_PROXY must be"):
-        download_patch("http://127.0.0.1:1/x", tmp_path, LIMITS)
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    "proxy", ["nonsense://me:secret@here", "socks5://me:secret@127.0.0.1:1", "socks5h://here"]
+)
+def test_a_proxy_that_is_none_is_a_setting_to_correct(tmp_path, monkeypatch, name, proxy):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(ConfigError, match="ALL_PROXY must be addresses of HTTP pr") as caught:
+        download_patch("http://example.invalid/x", tmp_path, LIMITS)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_proxy_that_cannot_be_reached_is_an_error_with_a_type(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for proxy in ("http://me:secret@127.0.0.1:1", "http://me:secret@127.0.0.1:999999"):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        with pytest.raises(DownloadError, match="cannot be reached") as caught:
+            download_patch("http://example.invalid/x", tmp_path, LIMITS)
+        assert "secret" not in str(caught.value)
 
 
 def test_two_downloads_of_one_address_do_not_mix(tmp_path):

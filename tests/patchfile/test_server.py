@@ -4,7 +4,8 @@ import logging
 import os
 import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -15,8 +16,9 @@ from hostile_server import reply, serving
 from patchdeploy.errors import ConfigError, DownloadError
 from patchdeploy.patchfile import MAX_FILE_BYTES
 from patchdeploy.patchfile import server as patchfile_server
+from patchdeploy.patchfile.connections import BoundedProtocol
 from patchdeploy.patchfile.download import DownloadLimits, download_patch
-from patchdeploy.patchfile.server import make_app, make_index, serve_folder
+from patchdeploy.patchfile.server import Known, make_app, make_index, make_server, serve_folder
 
 OLD = forge(document(sequence=7))
 NEW = forge(document(sequence=8, expires=99), signers=(0, 1))
@@ -41,8 +43,7 @@ def folder(tmp_path):
 def running(folder):
     """The app under uvicorn in a thread; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(folder), log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
+    server = make_server(make_app(folder))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -327,3 +328,112 @@ def test_it_says_its_address_once_it_can_be_reached(folder, monkeypatch):
     monkeypatch.setattr(uvicorn.Server, "on_tick", tick)
     serve_folder(folder, ready=ready)
     assert set(answers[0]["tasks"]) == {"flowers", "food"}
+
+
+def count_reads(monkeypatch):
+    read = []
+    real = patchfile_server._read
+
+    def note(path, *most):
+        read.append(path.name)
+        return real(path, *most)
+
+    monkeypatch.setattr(patchfile_server, "_read", note)
+    return read
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(folder, monkeypatch, caplog):
+    monkeypatch.setattr(patchfile_server, "_SETTLED_NS", 0)
+    (folder / "short.pdp").write_bytes(OLD[:20])
+    time.sleep(0.01)
+    known, read = Known(), count_reads(monkeypatch)
+    first = make_index(folder, known)
+    # Three whole headers and one that is none, then the two files that are named.
+    assert sorted(read) == ["a.pdp", "a.pdp", "b.pdp", "food.pdp", "food.pdp", "short.pdp"]
+    read.clear()
+    assert make_index(folder, known) == make_index(folder, known) == first
+    assert read == []
+    assert caplog.text.count("short.pdp is not listed") == 1
+    (folder / "a.pdp").write_bytes(forge(document(sequence=9)))
+    assert make_index(folder, known)["tasks"]["flowers"]["sequence"] == 9
+    assert read == ["a.pdp", "a.pdp"]
+    (folder / "a.pdp").unlink()
+    assert make_index(folder, known)["tasks"]["flowers"]["file"] == "b.pdp"
+
+
+def test_a_file_that_changed_just_now_is_read_each_time(folder, monkeypatch):
+    """Its times could stay the same if it changed again within the same tick of the clock."""
+    known, read = Known(), count_reads(monkeypatch)
+    make_index(folder, known)
+    read.clear()
+    make_index(folder, known)
+    assert len(read) == 5
+
+
+def test_who_opens_connections_and_sends_half_a_request_shuts_nobody_out(folder):
+    with running(folder) as url, ExitStack() as stack:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(3 * BoundedProtocol.most):
+            connection = stack.enter_context(socket.create_connection(place, 10))
+            connection.sendall(b"GET /a.pdp HTTP/1.1\r\nHost: x\r\n")
+        started = time.monotonic()
+        assert httpx.get(f"{url}/a.pdp", timeout=5).content == NEW
+        assert time.monotonic() - started < BoundedProtocol.request_seconds / 2
+
+
+def test_who_asks_for_files_and_reads_none_shuts_nobody_out(folder):
+    payload = bytes(2**20)
+    about = {"bytes": len(payload), "sha256": sha(payload)}
+    big = forge(document(task="big", payload=about), payload)
+    (folder / "big.pdp").write_bytes(big)
+    with running(folder) as url, ExitStack() as stack:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(BoundedProtocol.most + 10):
+            connection = stack.enter_context(socket.create_connection(place, 10))
+            connection.sendall(b"GET /big.pdp HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert httpx.get(f"{url}/big.pdp", timeout=20).content == big
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /a.pdp HTTP/1.1\r\n", b"GET /a.pdp HTTP/1.1\r\nHost: x\r\n\r\nGET /a"],
+    ids=["nothing", "half a request", "a request and a half"],
+)
+def test_a_request_that_does_not_come_ends_the_connection(folder, monkeypatch, sent):
+    monkeypatch.setattr(BoundedProtocol, "request_seconds", 0.3)
+    with running(folder) as url:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(place, 10) as connection:
+            connection.sendall(sent)
+            received = b""
+            with suppress(ConnectionResetError):
+                while more := connection.recv(65_536):
+                    received += more
+            assert (NEW in received) == (sent.count(b"GET") == 2)
+
+
+def test_an_answer_that_nobody_takes_ends_the_connection(folder, monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "answer_seconds", 0.3)
+    payload = bytes(8 * 2**20)
+    about = {"bytes": len(payload), "sha256": sha(payload)}
+    (folder / "big.pdp").write_bytes(forge(document(task="big", payload=about), payload))
+    with running(folder) as url:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(place)
+            connection.sendall(b"GET /big.pdp HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(1)
+            received = 0
+            with suppress(ConnectionResetError):
+                while more := connection.recv(2**20):
+                    received += len(more)
+        assert received < len(payload)
+
+
+def test_a_client_that_keeps_its_connection_is_served_again_and_again(folder, monkeypatch):
+    monkeypatch.setattr(BoundedProtocol, "request_seconds", 0.5)
+    with running(folder) as url, httpx.Client(base_url=url) as client:
+        for _ in range(4):
+            assert client.get("/a.pdp").content == NEW
+            time.sleep(0.2)

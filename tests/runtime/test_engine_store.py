@@ -18,6 +18,7 @@ from patchdeploy.errors import (
     PatchRefusedError,
     RuntimeBackendError,
     StorageError,
+    UnknownResolutionError,
     UnknownTaskError,
 )
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
@@ -25,6 +26,7 @@ from patchdeploy.patchfile.pack import GoldenInputs, Release, Signer, pack_patch
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.runtime.choose import make_backend
+from patchdeploy.runtime.versions import nearest_resolution
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store.files import DiskFiles
 from patchdeploy.verify.patch import verify_patch
@@ -256,6 +258,35 @@ def test_an_update_of_the_app_with_other_base_files_runs_the_bundles_patch(
         caplog.clear()
         assert engine.refresh() == ()
         assert caplog.text == ""  # the same files are not looked at again
+
+
+def test_a_newer_patch_that_lacks_the_side_in_use_is_answered_by_the_nearest_one(
+    bundle, tmp_path, caplog
+):
+    store = open_store(tmp_path / "store", bundle)
+    image = np.full((30, 30, 3), 7, np.uint8)
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        engine.swap_to("first", 24)
+        assert engine.classify(image).resolution == 24
+        patch = make_patch(task="first", seed=3, resolutions=(16,))[1]
+        release = Release(2, signers=(Signer(KEY, 0),))
+        small = pack_patch(patch, bundle.coding_table, bundle.base_files(), release=release)
+        assert store.install(small.data).lost_resolutions == (24,)
+        assert engine.refresh() == ("first",)
+        assert "task first: its new patch has no 24 px; it has 16 px" in caplog.text
+        assert engine.residents == (("first", 16),)  # loaded before the first call
+        assert engine.classify(image).resolution == 16
+        with pytest.raises(UnknownResolutionError, match="it has 16; choose"):
+            engine.classify(image, resolution=24)
+        store.revert("first")
+        engine.refresh()
+        assert engine.classify(image).resolution == 24
+
+
+def test_of_two_sides_that_are_as_near_the_larger_one_answers():
+    assert nearest_resolution(24, (16, 32)) == 32
+    assert nearest_resolution(24, (16, 24, 32)) == 24
+    assert nearest_resolution(4096, (16, 24)) == 24
 
 
 def test_a_damaged_state_is_said_once_and_not_at_every_look(bundle, tmp_path, caplog):

@@ -122,9 +122,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @bug("STATE names what ships, and its file is not written", power, "is gone|then a power loss")
 def _(patch: pytest.MonkeyPatch) -> None:
-    def put(self: Store, state: StoreState, checked: CheckedPatch) -> str | None:
+    def put(self: Store, state: StoreState, checked: CheckedPatch) -> CheckedPatch | None:
         shipped = self.shipped.get(checked.header.task)
-        return None if shipped is None else sha256_hex(shipped.read())
+        return None if shipped is None else self._check(shipped.read(), state)
 
     patch.setattr(Store, "_put_shipped", put)
 
@@ -422,9 +422,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(patch_store, "join_lists", lambda known, other: other)
 
 
-@bug("a revert to a revoked patch is prepared", revocation, "refused .key_unknown.")
+@bug("a revert to a revoked patch is prepared", revocation, "key_unknown|goes back to|PatchRef")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Store, "_is_usable", lambda self, sha256, task, state: True)
+    def find(self: Store, state: StoreState, checked: CheckedPatch) -> CheckedPatch | None:
+        sha256 = state.active.get(checked.header.task)
+        return None if sha256 is None else replace(checked, sha256=sha256)
+
+    patch.setattr(Store, "_find_back", find)
 
 
 @bug("a number of a revoked app is a floor", without_folder(prove_shipped_floor), "no floor")
