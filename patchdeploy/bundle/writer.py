@@ -137,7 +137,7 @@ def create_bundle(
         layout=table.layout,
         converters=converters,
         tasks={},
-        files={name: _entry(data, ships=name != REFERENCE) for name, data in files.items()},
+        files={name: make_entry(data, ships=name != REFERENCE) for name, data in files.items()},
     )
     _write_folder(place, {**files, MANIFEST: manifest.to_json()})
     return Bundle(path, manifest)
@@ -207,7 +207,7 @@ def find_place(path: Path) -> Path:
     return place
 
 
-def _entry(data: bytes, *, ships: bool) -> FileEntry:
+def make_entry(data: bytes, *, ships: bool) -> FileEntry:
     return FileEntry(sha256_hex(data), len(data), ships)
 
 
@@ -267,16 +267,16 @@ def add_task(
         StorageError: the disk is full; the bundle is as it was.
     """
     path = Path(path)
-    with _locked(path):
+    with hold_bundle(path):
         bundle = open_bundle(path, verify_hashes=False)
         _check_addition(bundle, patch_file, replace_existing)
         data = _pack(bundle, patch_file, steps, release, thumbnails).data
         task, manifest = patch_file.task, bundle.manifest
         before = manifest.tasks.get(task)
-        new = {_free_path(manifest, "patches", f"{task}.pdp", data): (data, True)}
+        new = {find_free_path(manifest, "patches", f"{task}.pdp", data): (data, True)}
         floats: dict[str, str] = {}
         for name, model in (float_files or {}).items():
-            place = _free_path(manifest, "float", name, model)
+            place = find_free_path(manifest, "float", name, model)
             floats[_float_resolution(task, name)] = place
             new[place] = (model, False)
         entry = TaskEntry(
@@ -288,7 +288,7 @@ def add_task(
         )
         if before is not None:
             manifest = without_task(manifest, task)
-        added = {name: _entry(one, ships=ships) for name, (one, ships) in new.items()}
+        added = {name: make_entry(one, ships=ships) for name, (one, ships) in new.items()}
         manifest = replace(
             manifest,
             patchdeploy=current_version(),
@@ -296,7 +296,7 @@ def add_task(
             files={**manifest.files, **added},
         )
         old = set() if before is None else set(before.paths) - set(new)
-        _commit(path, {name: one for name, (one, _) in new.items()}, manifest, old)
+        commit_files(path, {name: one for name, (one, _) in new.items()}, manifest, old)
     return Bundle(path, manifest)
 
 
@@ -360,7 +360,7 @@ def _check_addition(bundle: Bundle, patch_file: PatchFile, replace_existing: boo
         )
 
 
-def _free_path(manifest: Manifest, folder: str, name: str, data: bytes) -> str:
+def find_free_path(manifest: Manifest, folder: str, name: str, data: bytes) -> str:
     """A path that the manifest does not use: a file in use is never written over."""
     path = f"{folder}/{name}"
     if path not in manifest.files:
@@ -387,15 +387,15 @@ def remove_task(path: Path | str, task: str) -> Bundle:
         StorageError: the manifest cannot be written; the bundle is as it was.
     """
     path = Path(path)
-    with _locked(path):
+    with hold_bundle(path):
         bundle = open_bundle(path, verify_hashes=False)
         entry = bundle.task(task)
         manifest = without_task(bundle.manifest, task)
-        _commit(path, {}, manifest, set(entry.paths))
+        commit_files(path, {}, manifest, set(entry.paths))
     return Bundle(path, manifest)
 
 
-def _commit(path: Path, new: Mapping[str, bytes], manifest: Manifest, old: set[str]) -> None:
+def commit_files(path: Path, new: Mapping[str, bytes], manifest: Manifest, old: set[str]) -> None:
     """Write new files, then the manifest that names them, then remove ``old`` ones.
 
     On a fault the new files are taken back. A fault after the manifest was renamed into place
@@ -454,7 +454,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def hold_bundle(path: Path) -> Iterator[None]:
     """One writer at a time; see `storage.open_lock`. What killed ones have left is gone."""
     read_manifest(path)
     try:

@@ -79,6 +79,7 @@ app.command()(store_commands.activate)
 app.command()(store_commands.revert)
 app.command("list")(store_commands.list_)
 app.command("clean-up")(store_commands.clean_up)
+app.command()(store_commands.reset)
 app.command()(store_commands.serve)
 
 

@@ -1,4 +1,4 @@
-"""The commands about keys: ``keys new``, ``keys list``, ``keys rotate``.
+"""The commands about keys: ``keys new``, ``keys list``, ``keys rotate``, ``keys pin``.
 
 In: names of files. Out: private keys of mode 0600, lists of trusted keys, tables of public ones. A
 private key is never printed, and never written into a bundle.
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from patchdeploy.cli.options import JsonOption
+from patchdeploy.cli.options import BundleArgument, JsonOption
 from patchdeploy.cli.places import (
     check_folder_of,
     check_outside_bundles,
@@ -184,6 +184,39 @@ def rotate_(
         made = _with_threshold(rotate(before, public, revoke), threshold)
         made.save(place)
     _print_trusted(trusted, made, as_json)
+
+
+@app.command("pin")
+def pin(
+    bundle: BundleArgument,
+    trusted: Annotated[
+        Path, typer.Option(metavar="FILE", help="The list of trusted keys that it is to pin.")
+    ],
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A private key that signs again what the new list does not take; repeat.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a bundle pin another list of trusted keys, such as one that keys rotate has changed.
+
+    Patches that the list does not take are signed again with --key; without it they are named, and
+    the bundle stays as it is.
+    """
+    from patchdeploy.bundle import pin_keys
+
+    keys = [SigningKey.load(path) for path in key or ()]
+    made = pin_keys(bundle, TrustedKeys.load(trusted), keys)
+    document = {
+        "bundle": str(bundle),
+        "trusted": str(trusted),
+        "signed_again": list(made.signed_again),
+    }
+    shown = document | {"signed_again": ", ".join(made.signed_again) or "none"}
+    emit(as_json, document, _pairs("Pinned keys", shown))
 
 
 def _lowered(trusted: TrustedKeys, threshold: int | None) -> TrustedKeys:

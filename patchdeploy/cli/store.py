@@ -2,7 +2,8 @@
 
 In: a store's folder, the bundle of its base, a file or an address. Out: the store as it was or as
 it was to become, and what it holds. ``install``, ``activate``, ``revert``, ``list``, ``clean-up``
-work on a store, ``serve`` offers a folder of patch files to those who install from an address.
+and ``reset`` work on a store, ``serve`` offers a folder of patch files to those who install from an
+address.
 """
 
 from __future__ import annotations
@@ -222,6 +223,45 @@ def _remove_downloads(folder: Path) -> tuple[str, ...]:
     from patchdeploy.patchfile.partial import remove_partials
 
     return tuple(f"{DOWNLOADS}/{name}" for name in remove_partials(folder))
+
+
+@with_groups
+def reset(
+    options: StoreOptions,
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="Lower the floor of this task to what is active."),
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Forget the list of trusted keys that it has seen.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """For an operator, by hand: lower a task's floor, or forget the keys that a store has seen.
+
+    A floor that a patch set by mistake is lowered to the number of the patch that is active now
+    (revert first). From then on every older patch above it is taken again, whoever sends it.
+    """
+    if (task is None) == (not keys):
+        raise ConfigError(
+            "reset takes a task or --keys, one of them; a floor is lowered, or the list of keys is "
+            "forgotten; pass one"
+        )
+    opened = options.open()
+    document: dict[str, Any] = {"store": str(options.store), "task": task, "floor": None}
+    if task is None:
+        opened.reset_keys()
+        warn(
+            f"{options.store} has forgotten which keys were revoked: the list at hand counts alone"
+        )
+    else:
+        document["floor"] = opened.reset_floor(task)
+        warn(
+            f"every patch of task {task} above number {document['floor']} is taken again, also an "
+            "old one with mistakes that were corrected since, whoever sends it"
+        )
+    rows = [[name, str(value)] for name, value in document.items() if value is not None]
+    emit(as_json, document, make_table("Reset", ["", ""], rows, text=(0, 1)))
 
 
 def serve(

@@ -5,8 +5,10 @@ import stat
 import subprocess
 
 import pytest
+from bundle_cases import make_bundle
 from cli_cases import COMMAND, answer, call, here, refused
 
+from patchdeploy.bundle import open_bundle
 from patchdeploy.errors import StorageError
 from patchdeploy.patchfile.key_files import hold_folder
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
@@ -309,3 +311,16 @@ def test_keys_alone_shows_its_commands():
     for command in ("new", "list", "rotate"):
         assert command in done.stdout
         assert "--json" in here("keys", command, "--help").stdout
+
+
+def test_a_bundle_pins_another_list(tmp_path):
+    bundle = make_bundle(tmp_path / "bundle", tasks=("first",), formats=("onnx",), signed=True)
+    bundle.manifest.trusted.save(tmp_path / "trusted.json")
+    made = answer("keys", "new", tmp_path / "new.pem", "--trusted", tmp_path / "trusted.json")
+    answer("keys", "rotate", tmp_path / "trusted.json", "--revoke", "0")
+    pin = ("keys", "pin", bundle.path, "--trusted", tmp_path / "trusted.json")
+    refused(here(*pin), 2, "the new list does not take the patches of first")
+    found = answer(*pin, "--key", tmp_path / "new.pem")
+    assert found["signed_again"] == ["first"]
+    pinned = open_bundle(bundle.path).manifest.trusted
+    assert [key and key.hex() for key in pinned.keys] == [None, made["public"]]

@@ -257,6 +257,33 @@ def test_a_state_that_was_damaged_is_said_and_is_in_the_json(place, options, tmp
     assert "\x1b[2J" not in done.stderr
 
 
+def test_the_store_remembers_the_newest_list_of_keys(place, options, tmp_path):
+    stranger = SigningKey.from_seed(b"a key that nobody's readers know")
+    answer("keys", "rotate", copy(place, tmp_path), "--add", stranger.public.hex(), "--revoke", "0")
+    newest = ("--trusted", tmp_path / "trusted.json")
+    for extra in (newest, (), ("--trusted", place / "trusted.json")):
+        done = here("install", place / "1.pdp", *options, *extra)
+        refused(done, 1, "patch refused (key_unknown)")
+    done = here("reset", *options, "--keys", "--json")
+    assert done.returncode == 0
+    assert "has forgotten which keys were revoked" in " ".join(done.stderr.split())
+    assert answer("install", place / "1.pdp", *options)["changed"]
+
+
+def test_an_operator_lowers_a_floor_by_hand_and_is_warned(place, options):
+    for number in (1, 3):
+        answer("install", place / f"{number}.pdp", *options)
+    answer("revert", "first", *options)
+    refused(here("install", place / "2.pdp", *options), 1, "patch refused (sequence)")
+    done = here("reset", *options, "first", "--json")
+    assert json.loads(done.stdout)["floor"] == 1
+    assert "is taken again, also an old one" in " ".join(done.stderr.split())
+    assert answer("install", place / "2.pdp", *options)["changed"]
+    refused(here("reset", *options), 2, "reset takes a task or --keys, one of them")
+    refused(here("reset", *options, "first", "--keys"), 2, "one of them")
+    refused(here("reset", *options, "none"), 2, "no floor for task 'none'")
+
+
 # -- from a server ---------------------------------------------------------------------------------
 
 

@@ -542,7 +542,6 @@ def test_a_host_that_is_no_name_is_an_error_with_a_type(tmp_path, host):
         *(
             "http://a:99999999/",
             "http://a b/",
-            "\x00",
             "http://" + "a" * 300,
             "http://me:secret@a/",
         ),
