@@ -20,10 +20,12 @@ from long_forms import LONG_FORMS, LongForm
 from rows_bundles import try_documents, try_files, try_killed_writers
 from rows_container import try_bit_flips, try_lengths, try_signatures
 from rows_engine import try_changed_bases, try_forks
+from rows_greedy import try_greedy
 from rows_hostile import try_hostile
 from rows_images import try_images
 from rows_match import try_bases, try_places
 from rows_misbehave import try_planted
+from rows_service import try_service
 from rows_sites import try_sites
 from rows_state import try_state
 from rows_values import try_values
@@ -103,9 +105,14 @@ ROWS = (
         "hostile header or payload, validly signed",
         "typed error or a sound patch, in bounded time and memory",
         mutants=_scaled(try_hostile),
+        greedy=_scaled(try_greedy),
     ),
     _row(
-        4, "wrong key, duplicate key, short coverage", "typed error", keys=_scaled(try_signatures)
+        4,
+        "wrong key, duplicate key, short coverage, leaked key",
+        "typed error; a revoked key leaves nothing",
+        keys=_scaled(try_signatures),
+        store=STORE[4],
     ),
     _row(5, "wrong base", "typed error", pairs=_scaled(try_bases)),
     _row(6, "wrong task, runtime, engine", "typed error", pairs=_scaled(try_places)),
@@ -170,4 +177,10 @@ ROWS = (
         forks=try_forks,
     ),
     _row(24, "hostile image", "pixels or a typed error, in bounded time", images=try_images),
+    _row(
+        25,
+        "greedy client; redirect, address or proxy that is none",
+        "others are answered; typed error",
+        service=try_service,
+    ),
 )

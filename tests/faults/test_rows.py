@@ -16,15 +16,18 @@ import pytest
 import rows_bundles
 import rows_container
 import rows_engine
+import rows_greedy
 import rows_hostile
 import rows_images
 import rows_match
 import rows_misbehave
+import rows_service
 import rows_sites
 import rows_state
 import rows_values
 from container_cases import forge
 from rows import ROWS
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from patchdeploy.bundle import reader
 from patchdeploy.coding import decode
@@ -32,6 +35,7 @@ from patchdeploy.data import containers, formats
 from patchdeploy.data import decode as image_decode
 from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendError
 from patchdeploy.patchfile import container, pack, payload
+from patchdeploy.patchfile.connections import BoundedProtocol
 from patchdeploy.runtime import self_test, versions
 from patchdeploy.storage import sha256_hex
 from patchdeploy.verify import verify_bundle
@@ -112,6 +116,10 @@ def test_row_3_a_bomb_is_refused_before_it_goes_off():
     assert rows_hostile.try_bombs(2**24).count > 40
 
 
+def test_row_3_a_patch_asks_for_no_more_work_than_it_may():
+    assert rows_greedy.try_greedy(0.1, no_progress).count > 300
+
+
 def test_row_4_a_signature_of_anything_else_does_not_count():
     rows_container.try_signatures(1.0, no_progress)
 
@@ -171,8 +179,19 @@ def test_row_24_a_file_made_to_cost_much_is_refused_or_costs_little():
     assert found.codes == {"refused": 25, "read": 4}
 
 
+def test_row_25_nobody_is_shut_out_and_nothing_leads_astray(tmp_path):
+    rows_service.try_service(0.1, tmp_path, no_progress)
+
+
 def nothing(*arguments, **named):
     """A check that was forgotten."""
+
+
+def turn_away(self, transport):
+    """As a server without room does."""
+    H11Protocol.connection_made(self, transport)
+    if len(self.connections) > self.most:
+        transport.abort()
 
 
 BUGS = {
@@ -195,6 +214,14 @@ BUGS = {
     "tasks and bases are not compared": (
         (container, "_check_same", nothing),
         lambda tmp_path: rows_match.try_places(0.15, no_progress),
+    ),
+    "a self-test may ask for any work": (
+        (payload, "check_work", nothing),
+        lambda tmp_path: rows_greedy.try_greedy(0.1, no_progress),
+    ),
+    "who comes last is turned away": (
+        (BoundedProtocol, "connection_made", turn_away),
+        lambda tmp_path: rows_service.try_clients(tmp_path, step=5),
     ),
     "the result's hash is another's": (
         (pack, "result_sha256", lambda values, px, data, table: "0" * 64),

@@ -6,6 +6,28 @@ import socket
 import threading
 from contextlib import contextmanager, suppress
 
+SECRET = "sesame"
+"""The password in what follows; no error may show it."""
+TARGETS = (
+    *("javascript:1", "data:,x", "mailto:a", "x:y:z", "http://xn--/", "http://[", "//", "", "?"),
+    *("http://a:99999999/", "http://a b/", "http://" + "a" * 300, f"http://me:{SECRET}@a/"),
+    *("http://[::1%25/", "http://a..b/", "ftp://x", "http:///x", "http:", "////", "#", "/up"),
+)
+"""Where a redirect may lead."""
+ADDRESSES = (
+    *(f"http://me:{SECRET}@", f"http://me:{SECRET}@a:99999/x", f"http://me:se@{SECRET}@[::1/"),
+    *(f"ftp://me:{SECRET}@a/b?token={SECRET}", f"http:me:{SECRET}@a", f"me:{SECRET}@a://x"),
+    *(f"https://me:{SECRET}@xn--/#{SECRET}", f"http://me:{SECRET}@127.0.0.1:1/?t={SECRET}"),
+    *("http://xn--/", "http://xn--a-/x", "http://xn--99999999/", "http://a..b/", "http://..", ""),
+    *("http://[::1%25]/", "http://\ud800/", "http://%00/", "javascript:1", "http://a b/"),
+    *("http://" + "a" * 70 + ".invalid/", "http://" + ".".join(["a" * 60] * 5) + "/"),
+)
+PROXIES = (
+    *(f"socks5://me:{SECRET}@127.0.0.1:1", "socks5h://127.0.0.1:1", "socks4://x", "://"),
+    *(f"xx://me:{SECRET}@h", f"http://me:{SECRET}@[", f"http://me:{SECRET}@xn--/"),
+    *(f"http://me:{SECRET}@127.0.0.1:1", f"http://me:{SECRET}@127.0.0.1:999999"),
+)
+
 
 class HostileServer:
     """One thread a connection; ``answer(request, connection)`` writes whatever it likes.

@@ -23,6 +23,7 @@ if HERE not in sys.path:
     sys.path.insert(0, HERE)
 
 from planted_bugs import BUGS, prove_bug  # noqa: E402
+from proof_keys import prove_reset, prove_revocation, prove_shipped_floor  # noqa: E402
 from proof_kill import can_trace, prove_kills, prove_kills_by_strace, prove_one_wins  # noqa: E402
 from proof_power import prove_disk_faults, prove_power_loss  # noqa: E402
 from proof_rules import (  # noqa: E402
@@ -123,7 +124,18 @@ def _bugs(folder: Path, scale: float) -> str:
     return f"{len(BUGS)} planted bugs, each noticed by its proof's short form"
 
 
+def _leaked(folder: Path, scale: float) -> str:
+    count = prove_revocation()
+    prove_shipped_floor()
+    prove_reset()
+    return (
+        f"{count} stores in which a leaked key was used and then revoked: its patches do not run, "
+        "its numbers hold no other back, and no older list brings it back"
+    )
+
+
 LONG_FORMS = (
+    LongForm(4, "leaked key", _leaked),
     LongForm(7, "older, replayed", _orders),
     LongForm(8, "expired", _expiry),
     LongForm(
