@@ -129,8 +129,8 @@ def try_service(scale: float, folder: Path, progress: Progress) -> Told:
     led = len(targets) + len(addresses) + 3 * len(proxies)
     return Told(
         f"{connections} connections of clients that send or take nothing, "
-        f"{3 * BoundedProtocol.most} of a kind at once; {len(targets)} redirects, {len(addresses)} addresses "
-        f"and {3 * len(proxies)} proxies that are none",
+        f"{3 * BoundedProtocol.most} of a kind at once; {len(targets)} redirects, "
+        f"{len(addresses)} addresses and {3 * len(proxies)} proxies that are none",
         "another client was answered each time; a typed error each time, without the password",
         connections + led,
     )
