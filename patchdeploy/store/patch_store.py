@@ -287,14 +287,13 @@ class Store:
         """Lower the floor of ``task`` to the patch that is active; the new floor.
 
         For an operator alone: from then on every patch above that number is taken again, also an
-        old one that held mistakes, whoever sends it. With no active patch the task has no floor
-        left, and 0 is returned.
+        old one that held mistakes, whoever sends it. Where no active patch may be used the store
+        forgets the task, and 0 is returned: what ships with the app runs.
 
         Raises:
             ConfigError: ``task`` is not a task name.
             UnknownTaskError: the store has no floor of this task.
             PatchError: there is no store.
-            PatchRefusedError, IntegrityError: the active patch failed a check; nothing changed.
             StorageError: the disk failed; the state before it stays.
         """
         with self._writing("reset a floor") as found:
@@ -305,16 +304,12 @@ class Store:
                     f"no floor for task {task!r} in store {self.folder}; it has "
                     f"{', '.join(sorted(state.floors)) or 'none'}; choose one of them"
                 )
-            floors = {name: one for name, one in state.floors.items() if name != task}
-            sequence = 0
-            if task in state.active:
-                sha256 = state.active[task]
-                try:
-                    checked = self._check_task(self._place.read_patch(sha256), task, state)
-                except FileNotFoundError as error:
-                    raise self._gone(task, sha256) from error
-                floors[task] = (floor_of(checked),)
-                sequence = checked.header.sequence
+            active = self._usable(state.active.get(task), task, state)
+            new = state.without(task)
+            if active is not None:
+                floors = {**state.floors, task: (floor_of(active),)}
+                new = replace(state, floors=floors)
+            sequence = 0 if active is None else active.header.sequence
             LOGGER.warning(
                 "FLOOR RESET: task %s of store %s takes every patch above %d again, whoever sends "
                 "it; it was %s",
@@ -323,7 +318,7 @@ class Store:
                 sequence,
                 state.floors[task],
             )
-            self._place.commit(replace(state, floors=floors), state)
+            self._place.commit(new, state)
             return sequence
 
     def reset_keys(self) -> None:
@@ -451,13 +446,19 @@ class Store:
         or was before and may be used, else what ships with the app; that is put into the folder."""
         task = checked.header.task
         for sha256 in (state.active.get(task), state.previous.get(task)):
-            if sha256 in (None, checked.sha256):
-                continue
-            try:
-                return self._check_task(self._place.read_patch(sha256), task, state)
-            except (FileNotFoundError, IntegrityError, PatchRefusedError):
-                continue  # nothing goes back to a patch that may not be used
+            usable = None if sha256 == checked.sha256 else self._usable(sha256, task, state)
+            if usable is not None:
+                return usable
         return self._put_shipped(state, checked)
+
+    def _usable(self, sha256: str | None, task: str, state: StoreState) -> CheckedPatch | None:
+        """The patch with this name after checks 1 to 5; None where it may not be used."""
+        if sha256 is None:
+            return None
+        try:
+            return self._check_task(self._place.read_patch(sha256), task, state)
+        except (FileNotFoundError, IntegrityError, PatchRefusedError):
+            return None
 
     def _put_shipped(self, state: StoreState, checked: CheckedPatch) -> CheckedPatch | None:
         """What ships with the app for the task of ``checked``, in the folder."""

@@ -125,6 +125,15 @@ class StoreState:
         active = {**self.active, task: self.previous[task]}
         return replace(self, active=active, previous={**self.previous, task: self.active[task]})
 
+    def without(self, task: str) -> StoreState:
+        """The state of a store that never had ``task``."""
+
+        def others(part: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: one for name, one in part.items() if name != task}
+
+        active, previous, floors = map(others, (self.active, self.previous, self.floors))
+        return replace(self, active=active, previous=previous, floors=floors)
+
     def to_bytes(self) -> bytes:
         """The canonical JSON."""
         document = {

@@ -202,7 +202,7 @@ def _check_store(
 def _check_stored(opened: Store, bundle: Bundle, task: str) -> Iterator[Check]:
     try:
         data = opened.read(task).data
-        policy = opened.policy
+        policy = opened.effective_policy()
         report = verify_patch(
             data,
             bundle,

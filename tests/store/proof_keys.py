@@ -31,6 +31,7 @@ from patchdeploy.patchfile.json import LARGEST
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Shipped, Store
+from patchdeploy.store.folder import patch_name
 
 LEAKED, GOOD = KEY, OTHER_KEY
 OLD = replace(POLICY, trusted=TrustedKeys((LEAKED.public, GOOD.public), 1))
@@ -144,3 +145,7 @@ def prove_reset(open_it: OpenStore = open_store) -> None:
     expect(install_code(store, make_patch(6)), "changed", "after the reset")
     expect(summarise(store).previous, (hash_of(5),), "what a revert goes back to")
     expect(install_code(store, make_patch(LARGEST - 1)), "changed", "the next")
+    disk.unlink(FOLDER / patch_name(sha256_hex(make_patch(LARGEST - 1))))
+    expect(store.reset_floor(TASK), 0, "no active patch that may be used")
+    expect(summarise(store).active, (), "the task is forgotten")
+    expect(install_code(store, make_patch(1)), "changed", "any patch")
