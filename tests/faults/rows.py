@@ -20,6 +20,7 @@ from long_forms import LONG_FORMS, LongForm
 from rows_bundles import try_documents, try_files, try_killed_writers
 from rows_container import try_bit_flips, try_lengths, try_signatures
 from rows_engine import try_changed_bases, try_forks
+from rows_foreign import try_checkpoints, try_keras, try_own
 from rows_greedy import try_greedy
 from rows_hostile import try_hostile
 from rows_images import try_images
@@ -182,5 +183,13 @@ ROWS = (
         "greedy client; redirect, address or proxy that is none",
         "others are answered; typed error",
         service=try_service,
+    ),
+    _row(
+        26,
+        "a checkpoint, Keras file, trained patch or network of another's making, or damaged",
+        "ours: typed error; others: typed error or a network, nothing run",
+        own=_scaled(try_own),
+        checkpoints=_scaled(try_checkpoints),
+        keras=_scaled(try_keras),
     ),
 )

@@ -16,6 +16,7 @@ import pytest
 import rows_bundles
 import rows_container
 import rows_engine
+import rows_foreign
 import rows_greedy
 import rows_hostile
 import rows_images
@@ -29,15 +30,18 @@ from container_cases import forge
 from rows import ROWS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from patchdeploy import named_trained
 from patchdeploy.bundle import reader
 from patchdeploy.coding import decode
 from patchdeploy.data import containers, formats
 from patchdeploy.data import decode as image_decode
 from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendError
+from patchdeploy.patch import variants
 from patchdeploy.patchfile import container, pack, payload
 from patchdeploy.patchfile.connections import BoundedProtocol
 from patchdeploy.runtime import self_test, versions
 from patchdeploy.storage import sha256_hex
+from patchdeploy.training import checkpoint
 from patchdeploy.verify import verify_bundle
 
 TFLITE_TABLE, ONNX_TABLE = hostile_bundles.TABLES
@@ -183,6 +187,14 @@ def test_row_25_nobody_is_shut_out_and_nothing_leads_astray(tmp_path):
     rows_service.try_service(0.1, tmp_path, no_progress)
 
 
+def test_row_26_what_training_writes_is_refused_once_it_is_changed():
+    assert rows_foreign.fuzz_own(200, seed=1)["PatchFileError"] > 30
+
+
+def test_row_26_a_strangers_checkpoint_gives_a_typed_error_or_a_network():
+    assert set(rows_foreign.fuzz_checkpoints(150, seed=1)) == {"CheckpointError", "read"}
+
+
 def nothing(*arguments, **named):
     """A check that was forgotten."""
 
@@ -266,6 +278,18 @@ BUGS = {
     "an image's cost is not looked at": (
         (image_decode, "_check_cost", nothing),
         lambda tmp_path: rows_images.see_dear_files(scale=40),
+    ),
+    "a trained patch's hash is not compared": (
+        (variants, "check_hash", nothing),
+        lambda tmp_path: rows_foreign.fuzz_own(200, seed=1),
+    ),
+    "a checkpoint's hash is not compared": (
+        (checkpoint, "check_seal", lambda data: True),
+        lambda tmp_path: rows_foreign.fuzz_own(200, seed=1),
+    ),
+    "a network's file is not compared": (
+        (named_trained, "_check_tensor_file", nothing),
+        lambda tmp_path: rows_foreign.fuzz_own(800, seed=1),
     ),
     "scores are not compared": (
         (self_test, "check_golden", nothing),
