@@ -74,9 +74,35 @@ def open_base(name: str) -> Base:
     if kind == "trained" and rest:
         from patchdeploy.named_trained import open_network
 
-        return open_network(Path(rest), open_base)
+        return open_network(Path(rest), open_architecture)
     remedy = "correct it" if kind in BASE_KINDS else suggest_nearest(kind, BASE_KINDS, "correct it")
     raise ConfigError(f"base {name!r} is none of the forms {BASE_HELP}; {remedy}")
+
+
+def open_architecture(name: str) -> Base:
+    """A base with the layers of the one that ``name`` stands for, whatever its weights: no file of
+    weights is read and nothing is downloaded, for ``name`` may be another's choice.
+
+    Raises:
+        ConfigError: the name follows none of the forms.
+        BaseError: torchvision has no such architecture.
+    """
+    from patchdeploy.base import Base
+
+    kind, _, rest = name.partition(":")
+    architecture = rest.replace("@", ":").partition(":")[0]
+    if kind in ("torchvision", "checkpoint") and rest:
+        return Base.from_torchvision(architecture, weights=None)
+    if kind == "detector" and rest:
+        return Base.from_detector(architecture)
+    if kind == "keras":
+        return Base.keras_structure()
+    if name == "embedded":
+        return Base.embedded()
+    raise ConfigError(
+        f"base {name!r} is none of the forms {BASE_HELP}; a trained network names the base that it "
+        "was made from; train again"
+    )
 
 
 def _open_checkpoint(architecture: str, file: Path) -> Base:

@@ -16,6 +16,7 @@ FLOW = (
     "storage",
     "documents",
     "flatbuffer",
+    "task_names",
     "data",
     "base",
     "patch",

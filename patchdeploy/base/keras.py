@@ -6,6 +6,9 @@ TensorFlow's conventions: stride-2 convolutions pad bottom and right only, batch
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from patchdeploy.data import Preprocessing
-from patchdeploy.errors import CheckpointError, MissingExtraError
+from patchdeploy.errors import CheckpointError, IrregularFileError, MissingExtraError
+from patchdeploy.errors_reason import describe_reason
+from patchdeploy.storage import open_regular
+from patchdeploy.storage_kinds import HEAD_BYTES, describe_content
 
+MODEL = "model_weights"
+FEATURES = 1280
+MOST_ARRAYS, MOST_CLASSES = 100_000, 65_536
+MOST_PACKED = 32
+"""How many times longer a compressed array may be than the file; weights do not reach 2."""
 KERAS_EPS = 1e-3
 """keras.applications.MobileNetV2, BatchNormalization(epsilon=1e-3)."""
 
@@ -30,6 +41,9 @@ class PadAfter(nn.Conv2d):
 def read_mobilenet_v2(path: Path) -> tuple[nn.Module, Preprocessing]:
     """The network in ``path``: width 1.0, its dense head where there is one on 1280 features.
 
+    Only arrays that a MobileNetV2 has are read, of the very shapes that it has, and only where
+    their values lie in the file itself: HDF5 can name other files for them, or none.
+
     Raises:
         MissingExtraError: h5py is not installed.
         CheckpointError: not an HDF5 file, or no MobileNetV2 in it.
@@ -40,67 +54,166 @@ def read_mobilenet_v2(path: Path) -> tuple[nn.Module, Preprocessing]:
         raise MissingExtraError(
             "a Keras file needs h5py, which is not installed; run: pip install 'patchdeploy[keras]'"
         ) from error
+    found: tuple[str, str] | None = None
     try:
-        with h5py.File(path) as file:
-            arrays = _arrays(file.get("model_weights", file), h5py.Dataset)
-            config = str(file.attrs.get("model_config", ""))
-    except OSError as error:
+        with os.fdopen(open_regular(path, follow=True), "rb") as raw:
+            length = os.fstat(raw.fileno()).st_size
+            found = describe_content(raw.read(HEAD_BYTES))
+            raw.seek(0)
+            with h5py.File(raw, "r") as file:
+                return _read(file, path, length)
+    except (CheckpointError, MissingExtraError):
+        raise
+    except IrregularFileError as error:
+        raise CheckpointError(f"Keras file {error}") from error
+    except Exception as error:  # h5py raises five kinds on damaged bytes
+        what, remedy = describe_reason(error), "save it with model.save('file.h5')"
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
+            what = error.strerror or what
+        elif found is not None and "HDF5" not in found[0]:
+            what, remedy = found
         raise CheckpointError(
-            f"{path} cannot be read as HDF5 ({error}); it must be a whole Keras .h5 file; copy it "
-            "again or save it with model.save('file.h5')"
+            f"{path} cannot be read as HDF5 ({what}); it must be a whole Keras .h5 file; copy it "
+            f"again or {remedy}"
         ) from error
-    if "Conv1/kernel" not in arrays or "block_16_project/kernel" not in arrays:
+
+
+def _read(file: Any, path: Path, length_bytes: int) -> tuple[nn.Module, Preprocessing]:
+    named = file.get("model_weights", getlink=True)
+    if named is not None and type(named).__name__ != "HardLink":
         raise CheckpointError(
-            f"{path} holds {len(arrays)} arrays but no MobileNetV2 (no Conv1/kernel); save a model "
-            "that is built on keras.applications.MobileNetV2"
+            f"{path}: model_weights is a link; its arrays must be in the file itself; save the "
+            "whole model"
         )
+    arrays = _Arrays(path, length_bytes, _find_arrays(file if named is None else file[MODEL]))
+    if "Conv1/kernel" not in arrays.found or "block_16_project/kernel" not in arrays.found:
+        raise CheckpointError(
+            f"{path} holds {len(arrays.found)} arrays but no MobileNetV2 (no Conv1/kernel); save a "
+            "model that is built on keras.applications.MobileNetV2"
+        )
+    config = str(file.attrs.get("model_config", ""))
     size = next((px for px in (96, 128, 160, 192, 224) if f"1.00_{px}" in config), 224)
-    module = _build(arrays)
-    return module, Preprocessing((0.5,) * 3, (0.5,) * 3, size)
+    return _fill(arrays), Preprocessing((0.5,) * 3, (0.5,) * 3, size)
 
 
-def _arrays(group: Any, dataset_type: type) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays by 'layer/variable', whatever groups the file nests them in."""
-    found: dict[str, np.ndarray[Any, Any]] = {}
+def _find_arrays(group: Any) -> dict[str, Any]:
+    """Data sets by 'layer/variable', whatever groups the file nests them in; none is read yet.
+
+    Links are not followed. A name that comes twice is given to neither.
+    """
+    import h5py
+
+    found: dict[str, Any] = {}
+    twice: set[str] = set()
 
     def visit(name: str, entry: Any) -> None:
-        if isinstance(entry, dataset_type):
-            found["/".join(name.replace(":0", "").split("/")[-2:])] = np.asarray(entry)
+        if isinstance(entry, h5py.Dataset):
+            key = "/".join(name.replace(":0", "").split("/")[-2:])
+            if key in found:
+                twice.add(key)
+            found[key] = entry
+            if len(found) > MOST_ARRAYS:
+                raise ValueError(f"more than {MOST_ARRAYS} arrays")
 
     group.visititems(visit)
-    return found
+    return {key: entry for key, entry in found.items() if key not in twice}
 
 
-def _build(arrays: dict[str, np.ndarray[Any, Any]]) -> nn.Module:
+@dataclass(frozen=True)
+class _Arrays:
+    """Data sets of a file, each looked at before it is read."""
+
+    path: Path
+    length_bytes: int
+    found: dict[str, Any]
+
+    def read(self, key: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Float values of the data set ``key``, which must have ``shape``.
+
+        Raises:
+            CheckpointError: not there, of another shape or kind, or with values elsewhere.
+        """
+        entry = self.found.get(key)
+        if entry is None:
+            raise CheckpointError(
+                f"the Keras file has no {key} of its own; a MobileNetV2 of width 1.0 has; save the "
+                "whole model"
+            )
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"the Keras file has an array {entry.shape} where width 1.0 has {shape};"
+                " only MobileNetV2 of width 1.0 is read"
+            )
+        if entry.external or entry.is_virtual or entry.dtype.kind != "f":
+            raise CheckpointError(
+                f"{self.path}: the values of {key} are no floats in this file (type "
+                f"{entry.dtype}, or kept in another file); they must be; save the whole model again"
+            )
+        kept, needed = entry.id.get_storage_size(), entry.size * entry.dtype.itemsize
+        packed = entry.compression is not None and needed <= MOST_PACKED * self.length_bytes
+        if not kept or (kept < needed and not packed) or kept > self.length_bytes:
+            raise CheckpointError(
+                f"{self.path}: {key} of {entry.shape} takes {needed} bytes, of which {kept} are in "
+                "the file; it must hold all; save the whole model again"
+            )
+        return np.asarray(entry)
+
+
+def make_mobilenet_v2(classes: int) -> nn.Module:
+    """Keras' MobileNetV2 with random weights: TensorFlow's padding and epsilon."""
     import torchvision
 
-    dense = [key for key, value in arrays.items() if value.shape[:1] == (1280,) and value.ndim == 2]
-    classes = arrays[dense[0]].shape[1] if dense else 1000
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module: nn.Module = torchvision.models.mobilenet_v2(num_classes=classes)
-    for path, conv_layer, norm_layer in _layers():
+    for path, _, _ in _layers():
         conv = module.get_submodule(path)
         assert isinstance(conv, nn.Conv2d)
         if conv.stride == (2, 2):
             conv.__class__ = PadAfter
             conv.padding = (0, 0)
-        _copy(conv.weight, _kernel(arrays, conv_layer))
-        stem, _, last = path.rpartition(".")
-        norm = module.get_submodule(f"{stem}.{int(last) + 1}")
-        assert isinstance(norm, nn.BatchNorm2d)
-        norm.eps = KERAS_EPS
+        _norm_of(module, path).eps = KERAS_EPS
+    return module
+
+
+def _norm_of(module: nn.Module, convolution: str) -> nn.BatchNorm2d:
+    stem, _, last = convolution.rpartition(".")
+    norm = module.get_submodule(f"{stem}.{int(last) + 1}")
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
+
+
+def _fill(arrays: _Arrays) -> nn.Module:
+    dense = [
+        key
+        for key, entry in arrays.found.items()
+        if len(entry.shape) == 2 and entry.shape[0] == FEATURES and key.endswith("kernel")
+    ]
+    classes = int(arrays.found[dense[0]].shape[1]) if dense else 1000
+    if not 1 <= classes <= MOST_CLASSES or FEATURES * classes > MOST_PACKED * arrays.length_bytes:
+        raise CheckpointError(
+            f"{arrays.path}: {dense[0]} has {classes} classes; a head has 1 to {MOST_CLASSES}, and "
+            "the file must hold it; save the whole model"
+        )
+    module = make_mobilenet_v2(classes)
+    for path, conv_layer, norm_layer in _layers():
+        conv, norm = module.get_submodule(path), _norm_of(module, path)
+        assert isinstance(conv, nn.Conv2d)
+        _copy(conv.weight, _kernel(arrays, conv_layer, tuple(conv.weight.shape)))
         for target, variable in (
             (norm.weight, "gamma"),
             (norm.bias, "beta"),
             (norm.running_mean, "moving_mean"),
             (norm.running_var, "moving_variance"),
         ):
-            _copy(target, _array(arrays, f"{norm_layer}/{variable}"))
+            assert target is not None
+            _copy(target, arrays.read(f"{norm_layer}/{variable}", tuple(target.shape)))
     if dense:
         head = module.get_submodule("classifier.1")
-        _copy(head.weight, arrays[dense[0]].T)
-        _copy(head.bias, _array(arrays, dense[0].replace("kernel", "bias")))
+        assert isinstance(head, nn.Linear)
+        _copy(head.weight, arrays.read(dense[0], (FEATURES, classes)).T)
+        layer = dense[0].rpartition("/")[0]
+        _copy(head.bias, arrays.read(f"{layer}/bias".lstrip("/"), (classes,)))
     return module
 
 
@@ -118,27 +231,15 @@ def _layers() -> list[tuple[str, str, str]]:
     return [*rows, ("features.18.0", "Conv_1", "Conv_1_bn")]
 
 
-def _array(arrays: dict[str, np.ndarray[Any, Any]], key: str) -> np.ndarray[Any, Any]:
-    if key not in arrays:
-        raise CheckpointError(
-            f"the Keras file has no {key}; a MobileNetV2 of width 1.0 has; save the whole model"
-        )
-    return arrays[key]
-
-
-def _kernel(arrays: dict[str, np.ndarray[Any, Any]], layer: str) -> np.ndarray[Any, Any]:
+def _kernel(arrays: _Arrays, layer: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """[O, I/groups, kh, kw] of Keras' [kh, kw, I, O], or [kh, kw, C, 1] where it is depthwise."""
+    outputs, inputs, high, wide = shape
     if layer.endswith("depthwise"):
-        name = "depthwise_kernel" if f"{layer}/depthwise_kernel" in arrays else "kernel"
-        return _array(arrays, f"{layer}/{name}").transpose(2, 3, 0, 1)
-    return _array(arrays, f"{layer}/kernel").transpose(3, 2, 0, 1)
+        name = "depthwise_kernel" if f"{layer}/depthwise_kernel" in arrays.found else "kernel"
+        return arrays.read(f"{layer}/{name}", (high, wide, outputs, 1)).transpose(2, 3, 0, 1)
+    return arrays.read(f"{layer}/kernel", (high, wide, inputs, outputs)).transpose(3, 2, 0, 1)
 
 
-def _copy(target: Any, values: np.ndarray[Any, Any]) -> None:
-    if tuple(target.shape) != values.shape:
-        raise CheckpointError(
-            f"the Keras file has an array {values.shape} where width 1.0 has {tuple(target.shape)};"
-            " only MobileNetV2 of width 1.0 is read"
-        )
+def _copy(target: Tensor, values: np.ndarray[Any, Any]) -> None:
     with torch.no_grad():
-        target.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        target.copy_(torch.from_numpy(np.ascontiguousarray(values, np.float32)))

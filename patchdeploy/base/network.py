@@ -245,6 +245,14 @@ class Base:
         module, preprocessing = read_mobilenet_v2(Path(path))
         return cls.from_module(module, preprocessing, "keras/mobilenet_v2")
 
+    @classmethod
+    def keras_structure(cls) -> Base:
+        """Keras' MobileNetV2 of width 1.0 with random weights: what a file of one is read into."""
+        from patchdeploy.base.keras import make_mobilenet_v2
+
+        settings = Preprocessing((0.5,) * 3, (0.5,) * 3, 224)
+        return cls.from_module(make_mobilenet_v2(1000), settings, "keras/mobilenet_v2")
+
 
 def build_torchvision(
     name: str, weights: str | None, seed: int, arguments: Mapping[str, Any]

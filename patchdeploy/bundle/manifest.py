@@ -23,8 +23,8 @@ from patchdeploy.errors import ConfigError, FileFormatError, IntegrityError, Pat
 from patchdeploy.patchfile.header import MAX_RESOLUTION, MAX_RESOLUTIONS
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.payload import MAX_LEVELS as NOTES_LEVELS
-from patchdeploy.patchfile.values import TASK_NAME, TASK_RULE
 from patchdeploy.storage import sha256_hex
+from patchdeploy.task_names import TASK_NAME, TASK_RULE
 
 MANIFEST = "manifest.json"
 FORMAT = 2

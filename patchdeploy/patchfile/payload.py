@@ -42,9 +42,8 @@ from patchdeploy.patchfile.parts import (
     refuse,
 )
 from patchdeploy.patchfile.values import PatchFile, check_patch
+from patchdeploy.task_names import MAX_TEXT_BYTES, encode_labels
 
-MAX_TEXT_BYTES = 1 << 20
-"""Of all labels together."""
 MAX_NOTES_BYTES = 1 << 18
 """Of the notes: as JSON objects they can take thirty times as much memory."""
 MAX_LEVELS = 32
@@ -283,18 +282,7 @@ def _read_steps(content: bytes, lengths: _Lengths) -> CodingSteps:
 
 
 def _label_bytes(labels: Sequence[str]) -> bytes:
-    try:
-        coded = [label.encode() for label in labels]
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"label {error.object!r} is not Unicode text; a file holds UTF-8; correct the label"
-        ) from error
-    long = [label for label in coded if len(label) > 0xFFFF]
-    if long or sum(map(len, coded)) > MAX_TEXT_BYTES:
-        raise ConfigError(
-            f"labels of {sum(map(len, coded))} bytes; all together take at most {MAX_TEXT_BYTES}, "
-            "one at most 65535; shorten them"
-        )
+    coded = encode_labels(labels)
     return b"".join(struct.pack("<H", len(label)) + label for label in coded)
 
 

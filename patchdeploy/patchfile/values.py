@@ -6,7 +6,6 @@ head rows beyond the task's classes follow from `masked_head_rows`, so no file s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.coding.layout import PatchLayout
-from patchdeploy.errors import ConfigError, HeadCapacityError, PatchFileError
+from patchdeploy.errors import HeadCapacityError, PatchFileError
 from patchdeploy.patchfile.golden import Golden
 from patchdeploy.slots import PatchValues
+from patchdeploy.task_names import TASK_NAME as TASK_NAME
+from patchdeploy.task_names import check_labels, check_task_name
 
-TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-TASK_RULE = "1 to 64 of a-z, 0-9, underscore and hyphen"
 _SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
@@ -50,20 +49,15 @@ def check_classes(task: str, classes: Sequence[str], head_capacity: int) -> None
 
     Raises:
         HeadCapacityError: more classes than ``head_capacity``.
-        ConfigError: a name outside the rule, fewer than 2 labels, or a label twice.
+        ConfigError: see `check_task_name` and `check_labels`.
     """
-    if TASK_NAME.fullmatch(task) is None:
-        raise ConfigError(f"task name {task!r}; it must be {TASK_RULE}; rename it")
+    check_task_name(task)
     if len(classes) > head_capacity:
         raise HeadCapacityError(
             f"task {task!r} has {len(classes)} classes; the exported head has {head_capacity} "
             "rows; export the base with a larger head capacity"
         )
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ConfigError(
-            f"task {task!r} has {len(classes)} classes, {len(set(classes))} of them different; "
-            "it must have at least 2, each once; correct the labels"
-        )
+    check_labels(task, classes)
 
 
 def check_patch(patch: PatchFile, layout: PatchLayout) -> None:

@@ -44,7 +44,6 @@ from patchdeploy.errors import (
 )
 from patchdeploy.patchfile import CheckedPatch, Policy
 from patchdeploy.patchfile.key_lists import join_lists
-from patchdeploy.patchfile.values import TASK_NAME
 from patchdeploy.store.files import DiskFiles, Files
 from patchdeploy.store.folder import StoreFolder, patch_name
 from patchdeploy.store.records import (
@@ -59,6 +58,7 @@ from patchdeploy.store.records import (
 from patchdeploy.store.recovery import FoundState, find_state, keep_floors
 from patchdeploy.store.rules import check_sequence, find_use, floor_of, is_settled
 from patchdeploy.store.state import HEX64, StoreState
+from patchdeploy.task_names import TASK_NAME
 
 __all__ = ["Entry", "Hooks", "Installed", "Recovery", "Shipped", "Status", "Store", "StoredPatch"]
 

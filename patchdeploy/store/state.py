@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, cast
 from patchdeploy.errors import CanonicalTextError, ConfigError, FileFormatError, PatchKeyError
 from patchdeploy.patchfile.json import LARGEST, encode_canonical, parse_canonical
 from patchdeploy.patchfile.keys import MAX_KEYS, TrustedKeys
-from patchdeploy.patchfile.values import TASK_NAME
 from patchdeploy.storage import sha256_hex
+from patchdeploy.task_names import TASK_NAME
 
 FORMAT = 2
 MAX_TASKS = 4096

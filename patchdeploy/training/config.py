@@ -84,6 +84,9 @@ class TrainConfig:
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         precision: "auto" is bfloat16 autocast on a GPU and float32 elsewhere.
         compile: compile the forward pass with torch.compile (meant for long runs on a GPU).
+        check_export: refuse before the first step what could be trained and not exported: a base
+            that cannot be lowered, a name or a label that no patch file holds; false trains it.
+            A baseline makes no patch and is not looked at.
         save_every_steps: write the checkpoint inside long epochs too; 0 for after each epoch.
         seed: order of the images and augmentation.
     """
@@ -111,6 +114,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "auto"
     compile: bool = False
+    check_export: bool = True
     save_every_steps: int = 0
     seed: int = 0
 

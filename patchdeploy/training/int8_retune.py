@@ -22,6 +22,7 @@ from patchdeploy.patch import Patch
 from patchdeploy.patched_model import PatchedModel
 from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.exportable import check_exportable
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import Forward
 from patchdeploy.training.parts import Part, part_of
@@ -89,6 +90,7 @@ def retune_patch_int8(
     sizes = sorted(set(resolutions or patch.resolutions), reverse=True)
     for px in sizes:
         patch.tensors(px)
+    check_exportable(base, {patch.task: patch.classes}, sizes, config)
     device, plan = choose_device(config), Int8Plan(images, float_share=0.0)
     models = [PatchedModel(base, device) for _ in range(2)]
     for model in models:

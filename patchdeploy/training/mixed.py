@@ -23,6 +23,7 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import reestimate_tensors, share_structure
 from patchdeploy.patched_model.mixed import MixedTaskModel
 from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.exportable import check_exportable
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
 from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
@@ -69,6 +70,8 @@ def train_many_patches(
         run_dir: metrics and a checkpoint; ``resume`` goes on from it.
 
     Raises:
+        UnsupportedOperatorError, BaseError, ConfigError: it could not be exported
+            (`check_exportable`).
         DataError: an empty set, a single class, or validation images of other classes.
         ConfigError: no task, nothing to train, a resolution below the base's stride, or settings
             that a run of one task alone understands.
@@ -79,6 +82,7 @@ def train_many_patches(
     refuse_settings(config, "train_many_patches")
     _check(base, tasks, patch_config)
     check_resolutions(base, [px])
+    check_exportable(base, {name: one.classes for name, one in tasks.items()}, [px], config)
     model = MixedTaskModel(base, px, choose_device(config))
     for task, images in tasks.items():
         model.add_task(task, images.classes, patch_config)

@@ -19,6 +19,7 @@ from patchdeploy.errors import ConfigError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import run_structure
 from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.exportable import check_exportable
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.loop import FitResult
 from patchdeploy.training.objective import autocast, classification_loss, compile_forward
@@ -103,6 +104,8 @@ def train_tasks(
     shares all but the head. One clock drives every task's learning rate.
 
     Raises:
+        UnsupportedOperatorError, BaseError, ConfigError: it could not be exported
+            (`check_exportable`).
         ConfigError: fewer than one task, a name twice, ranks that cannot be divided, a setting
             that is not read, or statistics measured before training, which do not hold while the
             weights change.
@@ -114,7 +117,9 @@ def train_tasks(
     refuse_settings(config, "train_tasks")
     _check_tasks(tasks, config)
     _check_statistics(patch_config)
-    check_resolutions(base, [_resolution(base, one) for one in tasks])
+    sizes = [_resolution(base, one) for one in tasks]
+    check_resolutions(base, sizes)
+    check_exportable(base, {one.task: one.images.classes for one in tasks}, sizes, config)
     members = [Member(one.task, len(one.images.classes), patch_config) for one in tasks]
     run = compile_forward(run_structure, config)
     model = make_joint(base, members, choose_device(config), run=run)

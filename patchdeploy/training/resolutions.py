@@ -23,6 +23,7 @@ from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import run_structure
 from patchdeploy.patch.tensors import random_head
 from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.exportable import check_exportable
 from patchdeploy.training.joint import JointModel, Member, make_joint
 from patchdeploy.training.objective import (
     autocast,
@@ -129,6 +130,8 @@ def train_resolutions(
     """Train one network at all ``resolutions`` together.
 
     Raises:
+        UnsupportedOperatorError, BaseError, ConfigError: it could not be exported
+            (`check_exportable`).
         ConfigError: no resolution, one below the base's stride, a setting that is not read, or
             more ranks than images.
         DataError: a set that nothing can be learned from.
@@ -141,6 +144,7 @@ def train_resolutions(
         raise ConfigError("resolutions []; a network runs at 1 at least; name sides in pixels")
     check_resolutions(base, sizes)
     name = task or images.name
+    check_exportable(base, {name: images.classes}, sizes, config)
     parts = split_images(images, validation, config)
     model, patch_config = _make_model(base, name, sizes, images, config, settings)
     sources = []

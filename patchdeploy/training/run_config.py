@@ -7,7 +7,6 @@ the file, the table, the key, and the nearest key that there is. Training itself
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 from patchdeploy.data import LoadConfig
 from patchdeploy.errors import ConfigError
 from patchdeploy.patch import PatchConfig
+from patchdeploy.task_names import TASK_NAME
 from patchdeploy.training.config import Augment, TrainConfig
 from patchdeploy.training.int8_retune import RETUNE
 from patchdeploy.training.preparation import OWN_TRAINING
@@ -35,8 +35,6 @@ from patchdeploy.training.sweep import SweepConfig
 
 Method = Literal["transfer", "baseline", "tasks", "resolutions", "many", "int8_retune"]
 METHODS: tuple[Method, ...] = get_args(Method)
-TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-"""The rule of patch files; it also makes a safe name for a folder."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from patchdeploy.errors import ConfigError
 from patchdeploy.errors_keys import refuse_unknown_keys
 
 _Kind = TypeVar("_Kind")
+MOST_SHOWN = 200
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -30,7 +31,7 @@ def read_table(
         ConfigError: no table, an unknown or missing key, or a value that it may not have.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} is {values!r}; it must be a table of keys; correct it")
+        raise ConfigError(f"{where} is {_show(values)}; it must be a table of keys; correct it")
     known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     checked = {**defaults, **check_keys(values, kind, where, known, known)}
     for one in fields(kind):  # type: ignore[arg-type]
@@ -63,10 +64,17 @@ def check_keys(
         good, fixed = _fits(value, hints[key])
         if not good:
             raise ConfigError(
-                f"{where}: {key} = {value!r}; it must be {describe_kind(hints[key])}; correct it"
+                f"{where}: {key} = {_show(value)}; it must be {describe_kind(hints[key])}; "
+                "correct it"
             )
         checked[key] = fixed
     return checked
+
+
+def _show(value: Any) -> str:
+    """A value as a message shows it, the middle of a long one left out."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-20:]}"
 
 
 def _fits(value: Any, hint: Any) -> tuple[bool, Any]:

@@ -14,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchdeploy.errors import ConfigError
+from patchdeploy.errors import ConfigError, IrregularFileError
+from patchdeploy.storage import read_regular
 
 Document = dict[str, Any]
+MOST_BYTES = 2**20
+MOST_DEPTH = 8
 
 
 def read_toml(path: Path) -> Document:
@@ -26,16 +29,60 @@ def read_toml(path: Path) -> Document:
         ConfigError: no such file, or not TOML (with line and column).
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_regular(path, MOST_BYTES, follow=True).decode())
+    except IrregularFileError as error:
+        raise ConfigError(f"cannot read {error}") from error
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror or error}; it must be a TOML file; correct the "
             "path, or write one with: patchdeploy new-config transfer"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError as error:
+        raise _too_deep(str(path)) from error
+    except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
         raise ConfigError(
             f"{path} is not TOML: {error}; texts stand in quotes, lists in [ ]; correct that place"
         ) from error
+    check_values(document, str(path))
+    return document
+
+
+def check_values(document: Document, where: str) -> None:
+    """Refuse what parses and no setting can be: nested deeply, a whole number beyond 64 bits, a
+    text with a zero in it (no path has one).
+
+    Raises:
+        ConfigError: see above.
+    """
+    level: list[tuple[str, Any]] = list(document.items())
+    for _ in range(MOST_DEPTH):
+        inner: list[tuple[str, Any]] = []
+        for key, value in level:
+            if isinstance(value, dict):
+                inner += value.items()
+            elif isinstance(value, list):
+                inner += [(key, one) for one in value]
+            elif isinstance(value, str) and "\0" in value:
+                raise ConfigError(
+                    f"{where}: {key!r:.80} holds a text with a zero character; no name or path has "
+                    "one; correct it"
+                )
+            elif isinstance(value, int) and abs(value) >= 2**63:
+                raise ConfigError(
+                    f"{where}: {key!r:.80} is a whole number of {value.bit_length()} bits; it must "
+                    "lie in 64; correct it"
+                )
+        level = inner
+        if not level:
+            return
+    raise _too_deep(where)
+
+
+def _too_deep(where: str) -> ConfigError:
+    return ConfigError(
+        f"{where} nests tables and lists more than {MOST_DEPTH} deep; a run's settings take 3; "
+        "correct it"
+    )
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> Document:
@@ -55,7 +102,9 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> Do
                 f"--set {one!r}; it must be KEY=VALUE; write for instance training.epochs=3"
             )
         *tables, last = key.strip().split(".")
-        _find_table(changed, tables, one)[last] = _read_value(text.strip())
+        value = _read_value(text.strip())
+        check_values({last: value}, f"--set {one[:200]!r}")
+        _find_table(changed, tables, one)[last] = value
     return changed
 
 
@@ -88,7 +137,7 @@ def _find_task(document: Document, path: Sequence[str], override: str) -> Docume
 def _read_value(text: str) -> Any:
     try:
         read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return read["value"] if list(read) == ["value"] else text
 

@@ -140,7 +140,7 @@ def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
     sources = [[one.name, one.batch_size, one.weight, one.stream] for one in trainee.sources]
     settings = json.dumps(
         [
-            config.to_json(),
+            {key: value for key, value in config.to_json().items() if key != "check_export"},
             trainee.name,
             sources,
             trainee.context,

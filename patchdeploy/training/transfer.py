@@ -22,6 +22,7 @@ from patchdeploy.patched_model import PatchedModel, reestimate_statistics, train
 from patchdeploy.training.accuracy import accuracy, predict
 from patchdeploy.training.compact import Compact, compact_forward, is_compact, make_compact
 from patchdeploy.training.config import TrainConfig
+from patchdeploy.training.exportable import check_exportable
 from patchdeploy.training.int8_aware import Int8Plan, open_int8
 from patchdeploy.training.objective import (
     Forward,
@@ -77,6 +78,8 @@ def train_patch(
         run_dir: metrics and a checkpoint per resolution; ``resume`` goes on from them.
 
     Raises:
+        UnsupportedOperatorError, BaseError, ConfigError: it could not be exported
+            (`check_exportable`).
         DataError: an empty set, a single class, or validation images of other classes.
         ConfigError: the patch owns nothing to train, a setting that is not read, or a resolution
             below the base's stride.
@@ -95,6 +98,7 @@ def train_patch(
             "use statistics 'frozen' or leave share_scales out"
         )
     refuse_settings(config, "train_patch", {TEACHER} if teacher is not None else ())
+    check_exportable(base, {name: images.classes}, sizes, config)
     model = PatchedModel(base, choose_device(config))
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None

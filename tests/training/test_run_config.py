@@ -1,5 +1,7 @@
 """A run's TOML file: every key is checked, every error names its place and the way out."""
 
+import contextlib
+import os
 import re
 import tomllib
 from dataclasses import replace
@@ -386,3 +388,45 @@ def test_what_is_written_as_toml_reads_back_the_same(plain: dict, nested: dict, 
     read = tomllib.loads(write_toml(document))
     assert read == document
     assert repr(sorted(read)) == repr(sorted(document))
+
+
+HOSTILE_TOML = {
+    "nested lists": "a = " + "[" * 50_000 + "]" * 50_000,
+    "nested lists that parse": "base = " + "[" * 200 + "]" * 200,
+    "nested tables": "a" + ".a" * 3000 + " = 1",
+    "a number of many digits": "x = 1" + "0" * 5000,
+    "a number beyond 64 bits": 'method = "transfer"\n[training]\nepochs = 1' + "0" * 400,
+    "a rate beyond floats": 'method = "transfer"\n[training]\nlearning_rate = 1' + "0" * 400,
+    "a zero in a text": 'method = "transfer"\nout = "a\\u0000b"',
+    "a longer file": "#" * 2_000_000,
+    "dates": 'method = "transfer"\nbase = 1979-05-27T07:32:00Z',
+    "a huge text": 'method = "' + "x" * 100_000 + '"',
+    "a table for a text": 'method = "transfer"\n[base]\nx = 1',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TOML)
+def test_a_file_that_no_person_would_write_gives_a_typed_error(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(HOSTILE_TOML[name])
+    with pytest.raises(ConfigError):
+        load_run_config(path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.epochs=1" + "0" * 5000, "base=" + "[" * 2000, "base=" + "[" * 9 + "]" * 9],
+)
+def test_a_setting_that_no_person_would_write_gives_a_typed_error(
+    override: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('method = "transfer"\n[[task]]\nname = "a"\nimages = "x"\n')
+    with contextlib.suppress(ConfigError):  # what is no TOML is a text, and a base may be any
+        assert load_run_config(path, [override]).base == override.removeprefix("base=")
+
+
+def test_a_pipe_is_no_settings_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        load_run_config(tmp_path / "run.toml")
