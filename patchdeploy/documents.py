@@ -232,19 +232,13 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_depth(
     document: object, name: str, error: type[FileFormatError], most_depth: int
 ) -> None:
-    level = [document]
+    level: list[Any] = [document]
     for _ in range(most_depth + 1):
-        level = [inner for one in level for inner in _contents(one)]
+        level = [one for one in level if type(one) in (dict, list)]
         if not level:
             return
+        level = [inner for one in level for inner in (one.values() if type(one) is dict else one)]
     raise _broken(error, name, "too deep", f"at most {most_depth} levels deep")
-
-
-def _contents(value: object) -> Iterable[Any]:
-    """What a list or an object holds; nothing for another value."""
-    if type(value) is dict:
-        return value.values()
-    return value if type(value) is list else ()
 
 
 def _check_text(document: object, name: str, error: type[FileFormatError]) -> None:

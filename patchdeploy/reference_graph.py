@@ -82,7 +82,7 @@ def read_base(document: Field, arrays: Arrays) -> QuantizedBase:
     if len(graph.channels) < len(pairs):
         body["channels"].refuse("pairs of a value and its channels, each value once")
     _check_graph(graph)
-    capacity = body["head_capacity"].integer(2, MAX_CHANNELS)
+    capacity = body["head_capacity"].integer(1, MAX_CHANNELS)
     shapes = {conv.name: _shape(conv, graph.head, capacity) for conv in graph.convolutions()}
     owned = _owned(body["patch_owned"], shapes, graph.head)
     return QuantizedBase(

@@ -488,6 +488,9 @@ def test_a_place_in_use_and_an_empty_request_are_refused(tmp_path):
     for options in ({"resolutions": ()}, {"resolutions": (16,), "formats": ()}):
         with pytest.raises(ConfigError, match="at least one of each"):
             create_bundle(tmp_path / "new", base, **options)
+    for sides in ((5000,), range(16, 33)):
+        with pytest.raises(ConfigError, match="at most 16, of at most 4096 px"):
+            create_bundle(tmp_path / "new", base, resolutions=sides)
     with pytest.raises(ConfigError, match="is in use"):
         create_bundle(tmp_path, base, resolutions=(16,))
     with pytest.raises(ConfigError, match="no converter 'coreml'"):

@@ -48,6 +48,7 @@ from patchdeploy.errors import (
     WrongBaseError,
 )
 from patchdeploy.patchfile import check_patch_file
+from patchdeploy.patchfile.header import MAX_RESOLUTION, MAX_RESOLUTIONS
 from patchdeploy.patchfile.json import LARGEST
 from patchdeploy.patchfile.keys import TrustedKeys
 from patchdeploy.patchfile.pack import GoldenInputs, PackedPatch, Release, pack_patch
@@ -139,7 +140,9 @@ def create_bundle(
         tasks={},
         files={name: make_entry(data, ships=name != REFERENCE) for name, data in files.items()},
     )
-    _write_folder(place, {**files, MANIFEST: manifest.to_json()})
+    document = manifest.to_json()
+    Manifest.from_json(document)  # what cannot be read again is not written
+    _write_folder(place, {**files, MANIFEST: document})
     return Bundle(path, manifest)
 
 
@@ -156,6 +159,11 @@ def check_request(
         raise ConfigError(
             f"a bundle at resolutions {list(resolutions)} in formats {list(formats)}; it needs at "
             "least one of each, in positive pixels; name them"
+        )
+    if len(set(resolutions)) > MAX_RESOLUTIONS or max(resolutions) > MAX_RESOLUTION:
+        raise ConfigError(
+            f"a bundle at resolutions {sorted(set(resolutions))}; it holds at most "
+            f"{MAX_RESOLUTIONS}, of at most {MAX_RESOLUTION} px; leave some out"
         )
     place = find_place(path)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
