@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,8 @@ class DemoConfig:
         epochs: passes over them, for each resolution.
         batch_size: images a step.
         bench_rounds: rounds of the latency and swap measurement.
+        seed: of the first head's values, the order of images and their augmentation; the images
+            of each split are the same for every seed.
     """
 
     tasks: tuple[str, ...] = TASKS
@@ -76,6 +78,7 @@ class DemoConfig:
     epochs: int = 6
     batch_size: int = 32
     bench_rounds: int = 40
+    seed: int = 0
 
 
 QUICK = DemoConfig(
@@ -122,15 +125,16 @@ class _Trained:
     trained: list[TrainedBytes]
 
 
-def run_demo(out: Path, *, quick: bool = False, log: Log) -> DemoResult:
+def run_demo(out: Path, *, quick: bool = False, seed: int = 0, log: Log) -> DemoResult:
     """Train, export, verify, measure and report into ``out``.
 
     Args:
         quick: two tasks, a few images, one epoch: shows that it runs, not what it reaches.
+        seed: see `DemoConfig`.
         log: takes a line (rich markup) as each step begins.
     """
     check_packages()
-    config = QUICK if quick else DemoConfig()
+    config = replace(QUICK if quick else DemoConfig(), seed=seed)
     clock = _Clock(log)
     base = Base.embedded()
     data = {task: _load(task, config) for task in config.tasks}
@@ -166,7 +170,7 @@ def run_demo(out: Path, *, quick: bool = False, log: Log) -> DemoResult:
         ),
         out,
     )
-    return _result(out, page, bundle, accuracies, drop, report, clock.seconds)
+    return _result(out, page, bundle, accuracies, drop, report, clock.seconds, seed)
 
 
 def _train_all(config: DemoConfig, log: Log) -> dict[str, _Trained]:
@@ -194,7 +198,9 @@ def _train_task(task: str, config: DemoConfig) -> _Trained:
     """The patch at every resolution, the baselines at the largest; then the test images once."""
     base = Base.embedded()
     train, test = _load(task, config)
-    settings = TrainConfig(epochs=config.epochs, batch_size=config.batch_size)
+    settings = TrainConfig(
+        epochs=config.epochs, batch_size=config.batch_size, seed=config.seed
+    )
     largest = max(config.resolutions)
     kept, held = _hold_out(train)
     patch = train_patch(
@@ -391,6 +397,7 @@ def _result(
     drop: float,
     report: VerifyReport,
     seconds: Mapping[str, float],
+    seed: int,
 ) -> DemoResult:
     sizes = size_report(bundle)
     images = sum({(a.task): a.images for a in accuracies}.values())
@@ -408,6 +415,7 @@ def _result(
         ("report", str(page)),
     ]
     document = {
+        "seed": seed,
         "sizes": sizes,
         "accuracies": [vars(a) for a in accuracies],
         "int8_drop": drop,

@@ -38,6 +38,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two tasks, one epoch: to see that it runs.")
     ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train patches for five real image tasks, export, verify, measure and write a report."""
@@ -46,7 +47,7 @@ def demo(
     def log(text: str) -> None:
         errors_console.print(text, highlight=False, soft_wrap=True)
 
-    result = run_demo(out, quick=quick, log=log)
+    result = run_demo(out, quick=quick, seed=seed, log=log)
     emit(
         as_json,
         result.document,
