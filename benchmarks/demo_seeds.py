@@ -1,9 +1,9 @@
 """The demo's accuracies over several seeds: means, spreads, and README's table of them.
 
 In: seeds. Out: a demo folder a seed, ``demo_seeds.json`` with every accuracy and its device, and
-the table in Markdown on the terminal. A seed that has been run is read from its folder, so that a run
-that was stopped can be resumed. The images of each split are the same for every seed; what differs
-is the head's first values, the order of the images and their augmentation.
+the table in Markdown on the terminal. A seed that has been run is read from its folder, so that a
+stopped run can be resumed. The images of each split are the same for every seed; what differs is
+the head's first values, the order of the images and their augmentation.
 
     .venv/bin/python benchmarks/demo_seeds.py [--seeds 0,1,2] [--out out/demo_seeds]
 """
