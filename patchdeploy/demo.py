@@ -198,9 +198,7 @@ def _train_task(task: str, config: DemoConfig) -> _Trained:
     """The patch at every resolution, the baselines at the largest; then the test images once."""
     base = Base.embedded()
     train, test = _load(task, config)
-    settings = TrainConfig(
-        epochs=config.epochs, batch_size=config.batch_size, seed=config.seed
-    )
+    settings = TrainConfig(epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
     largest = max(config.resolutions)
     kept, held = _hold_out(train)
     patch = train_patch(

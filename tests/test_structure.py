@@ -35,6 +35,7 @@ FLOW = (
     "training",
     "convert",
     "converters",
+    "cascade",
     "patchfile",
     "store",
     "bundle",
