@@ -227,6 +227,7 @@ def header_fields(header: PatchHeader) -> dict:
         "classes": header.classes,
         "resolutions": list(header.resolutions),
         "results": header.results,
+        "encoding": header.encoding,
     }
 
 

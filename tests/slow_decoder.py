@@ -46,6 +46,7 @@ class Decoded(NamedTuple):
     thumbnails: bytes
     scores: dict[str, dict[int, list[list[int]]]]
     values: dict[int, Values]
+    cascade: tuple | None
 
 
 def read_table(data: bytes) -> Table:
@@ -84,8 +85,10 @@ def decode(payload: bytes, header: dict, table: Table) -> Decoded:
         runs * owned,
         runs * classes * head_row,
         2 + 8 * (192 + len(runtimes) * runs * classes),
+        20 + 9 * 16,
     )
-    parts = read_parts(payload, most)
+    optional = header["encoding"] == "parts-2"
+    parts = read_parts(payload, most, optional)
     labels = read_labels(parts[0], classes)
     notes = read_notes(parts[1])
     if len(parts[2]) != 2 * len(convs):
@@ -102,6 +105,7 @@ def decode(payload: bytes, header: dict, table: Table) -> Decoded:
     if len(parts[6]) != runs * owned or len(parts[7]) != runs * classes * head_row:
         raise Refused("parts")
     tolerance, thumbnails, scores = read_golden(parts[8], runtimes, sides, classes)
+    cascade = read_cascade(parts[9], sides) if 9 in parts else None
     if len(thumbnails) // 192 * sum(px * px for px in sides) > 2**24:
         raise Refused("work")
     for t, e in zip(steps_t, steps_e, strict=True):
@@ -118,7 +122,7 @@ def decode(payload: bytes, header: dict, table: Table) -> Decoded:
                 for here, one in zip(plain, by_side, strict=True)
             ]
         values[px] = decode_side(plain, classes, steps_t, steps_e, table)
-    return Decoded(labels, notes, tolerance, thumbnails, scores, values)
+    return Decoded(labels, notes, tolerance, thumbnails, scores, values, cascade)
 
 
 def split(numbers: list[int], runs: int) -> list[list[int]]:
@@ -126,25 +130,59 @@ def split(numbers: list[int], runs: int) -> list[list[int]]:
     return [numbers[k * each : (k + 1) * each] for k in range(runs)]
 
 
-def read_parts(payload: bytes, most: tuple[int, ...]) -> list[bytes]:
-    contents, at = [], 0
-    for number in range(9):
-        if len(payload) - at < 10 or payload[at] != number or payload[at + 1] > 1:
+def read_parts(payload: bytes, most: tuple[int, ...], optional: bool = False) -> dict[int, bytes]:
+    """By number; optional parts that may be passed over are passed over."""
+    contents: dict[int, bytes] = {}
+    at, before = 0, -1
+    while before < 8 or (optional and (before < 9 or at < len(payload))):
+        if len(payload) - at < 10 or payload[at + 1] > 1:
+            raise Refused("parts")
+        number = payload[at]
+        if (number != before + 1) if before < 8 else (number <= before):
+            raise Refused("parts")
+        if 9 < number < 128:
             raise Refused("parts")
         method = payload[at + 1]
         length, stored = struct.unpack("<II", payload[at + 2 : at + 10])
         body = payload[at + 10 : at + 10 + stored]
-        if length > most[number]:
+        if number < 128 and length > most[number]:
             raise Refused("inflate")
         if len(body) != stored:
             raise Refused("parts")
         if method == 0 and stored != length:
             raise Refused("parts")
-        contents.append(inflate(body, length) if method else body)
-        at += 10 + stored
+        if number < 128:
+            contents[number] = inflate(body, length) if method else body
+        at, before = at + 10 + stored, number
     if at != len(payload):
         raise Refused("parts")
     return contents
+
+
+def read_cascade(content: bytes, sides) -> tuple:
+    """(score, certified, reference px, tolerance, confidence, images, stages) as plain numbers."""
+    if len(content) < 20:
+        raise Refused("parts")
+    version, score, certified, count, reference = content[:5]
+    tolerance, confidence, images = struct.unpack("<III", content[8:20])
+    good = version == 1 and score < 3 and certified < 2 and 1 <= count <= 16
+    good = good and reference < len(sides) and content[5:8] == bytes(3)
+    good = good and 1 <= tolerance < 10**6 and 500_000 <= confidence < 10**6
+    good = good and images >= certified and len(content) == 20 + 9 * count
+    if not good:
+        raise Refused("parts")
+    stages = []
+    for k in range(count):
+        place, threshold, ratio = struct.unpack("<BII", content[20 + 9 * k :][:9])
+        last = k == count - 1
+        if place >= len(sides) or sides[place] in [px for px, _, _ in stages]:
+            raise Refused("parts")
+        if last and (threshold, ratio) != (0, 0):
+            raise Refused("parts")
+        if not last and (threshold > MOST or (ratio == 0) != (score == 0)):
+            raise Refused("parts")
+        stages.append((sides[place], threshold, ratio))
+    return score, certified, sides[reference], tolerance, confidence, images, stages
 
 
 def inflate(body: bytes, length: int) -> bytes:

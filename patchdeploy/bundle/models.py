@@ -15,7 +15,7 @@ import numpy as np
 
 from patchdeploy.bundle.reader import REFERENCE, Bundle
 from patchdeploy.convert import load_converter
-from patchdeploy.patchfile import ENTRY_BYTES, PREFIX_BYTES, read_container
+from patchdeploy.patchfile import ENTRY_BYTES, PREFIX_BYTES, read_container, read_header
 from patchdeploy.patchfile.parts import part_lengths
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.model import (
@@ -149,7 +149,7 @@ def _task_sizes(bundle: Bundle, task: str, tables: Mapping[str, SlotTable]) -> d
     entry = bundle.task(task)
     data = bundle.read(entry.file)
     container = read_container(data)
-    parts = part_lengths(container.payload)
+    parts = part_lengths(container.payload, read_header(container).has_optional_parts)
     parts |= {
         "header": PREFIX_BYTES + len(container.header),
         "signatures": ENTRY_BYTES * len(container.signatures),

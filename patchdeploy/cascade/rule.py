@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.cascade.certify import Certificate
 from patchdeploy.cascade.scores import MAX_CONFIDENCE, MAX_RATIO, SCORE_KINDS, ScoreKind
 from patchdeploy.errors import ConfigError
 
@@ -87,6 +88,14 @@ class CascadeRule:
     def reachable(self, stage: Stage) -> bool:
         """Whether some confidence lets ``stage`` answer."""
         return stage.threshold <= MAX_CONFIDENCE[self.score]
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """What a patch carries: the rule, and what was shown about it."""
+
+    rule: CascadeRule
+    certificate: Certificate
 
 
 def route(rule: CascadeRule, confidences: Mapping[int, NDArray[np.int64]]) -> NDArray[np.int64]:

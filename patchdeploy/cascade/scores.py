@@ -96,7 +96,8 @@ def confidence(kind: ScoreKind, codes: NDArray[np.int8], ratio: int) -> Int64Arr
         # 2^24 / total in units of 2^-30; the best class alone has weight e[0], just below 2^24.
         probability: Int64Array = (int(table[0]) << PROBABILITY_BITS) // total
         return probability
-    return MAX_ENTROPY - _entropy(differences, weights, total, ratio)
+    surplus: Int64Array = np.subtract(MAX_ENTROPY, _entropy(differences, weights, total, ratio))
+    return surplus
 
 
 def _entropy(

@@ -79,7 +79,7 @@ def describe_patch(
             "prefix": PREFIX_BYTES,
             "header": len(container.header),
             "signatures": ENTRY_BYTES * len(signatures),
-            **part_lengths(container.payload),
+            **part_lengths(container.payload, header.has_optional_parts),
         },
         "slots": sum(count for _, count in header.sites),
         "changes": None if bundle is None else _changes(container.payload, header, bundle),

@@ -16,8 +16,9 @@ from patchdeploy.errors import CanonicalTextError, PatchRefusedError
 from patchdeploy.patchfile.json import LARGEST, encode_canonical, parse_canonical
 
 FORMAT = 1
-ENCODING = "parts-1"
-ENGINE_VERSION = 1
+ENCODINGS = {"parts-1": 1, "parts-2": 2}
+"""Layouts of a payload, and the least decoder that reads each; "parts-2" has optional parts."""
+ENGINE_VERSION = 2
 """What this package's decoder can do; a patch names the least that it needs."""
 MIN_HEADER_BYTES, MAX_HEADER_BYTES = 2, 65_536
 MAX_PAYLOAD_BYTES = 8 * 2**20
@@ -60,6 +61,7 @@ class PatchHeader:
         results: SHA-256 of the base file with the patch laid over, by runtime and resolution.
         sequence: greater for a newer patch of the same task.
         sites: (first, count) of each run of slots that it sets; sorted, never touching.
+        encoding: of the payload, one of `ENCODINGS`.
 
     Raises:
         PatchRefusedError: code "header_field", naming the field.
@@ -77,9 +79,15 @@ class PatchHeader:
     results: Mapping[str, Mapping[int, str]]
     sequence: int
     sites: tuple[tuple[int, int], ...]
+    encoding: str = "parts-1"
 
     def __post_init__(self) -> None:
         _parse_fields(self._document())
+
+    @property
+    def has_optional_parts(self) -> bool:
+        """Whether the payload has optional parts after those that every patch has."""
+        return self.encoding == "parts-2"
 
     def to_bytes(self) -> bytes:
         """The canonical JSON.
@@ -110,7 +118,7 @@ class PatchHeader:
         return {
             "base": {"bytes": self.base_bytes, "sha256": self.base_sha256},
             "classes": self.classes,
-            "encoding": ENCODING,
+            "encoding": self.encoding,
             "engine": self.engine,
             "expires": self.expires,
             "format": FORMAT,
@@ -152,14 +160,17 @@ def _parse_fields(document: object) -> dict[str, Any]:
     fields = _object(document, "header", _KEYS)
     base = _object(fields["base"], "header.base", {"bytes", "sha256"})
     payload = _object(fields["payload"], "header.payload", {"bytes", "sha256"})
-    if fields["encoding"] != ENCODING:
-        raise _refusal("header.encoding", repr(ENCODING), fields["encoding"], remedy=_NEWER)
+    encoding = fields["encoding"]
+    if not isinstance(encoding, str) or encoding not in ENCODINGS:
+        rule = f"one of {', '.join(ENCODINGS)}"
+        raise _refusal("header.encoding", rule, encoding, remedy=_NEWER)
     resolutions = _resolutions(fields["resolutions"])
     return {
         "base_bytes": _integer(base["bytes"], "header.base.bytes", 1, LARGEST),
         "base_sha256": _text(base["sha256"], "header.base.sha256", _HEX64, _HEX64_RULE),
         "classes": _integer(fields["classes"], "header.classes", 2, MAX_CLASSES),
-        "engine": _integer(fields["engine"], "header.engine", 1, MAX_INT32),
+        "encoding": encoding,
+        "engine": _integer(fields["engine"], "header.engine", ENCODINGS[encoding], MAX_INT32),
         "expires": _integer(fields["expires"], "header.expires", 0, LARGEST),
         "payload_bytes": _integer(payload["bytes"], "header.payload.bytes", 1, MAX_PAYLOAD_BYTES),
         "payload_sha256": _text(payload["sha256"], "header.payload.sha256", _HEX64, _HEX64_RULE),

@@ -31,7 +31,7 @@ from patchdeploy.patchfile.container import (
     check_patch_file,
 )
 from patchdeploy.patchfile.golden import SIDE, Golden, enlarge
-from patchdeploy.patchfile.header import ENGINE_VERSION, PatchHeader
+from patchdeploy.patchfile.header import ENCODINGS, PatchHeader
 from patchdeploy.patchfile.keys import SigningKey
 from patchdeploy.patchfile.payload import all_sites, decode_payload, encode_payload
 from patchdeploy.patchfile.values import PatchFile
@@ -121,12 +121,14 @@ def pack_patch(
     make_golden = None if golden is None else partial(golden.score, runtimes=tuple(bases))
     coded = encode_payload(patch, table, steps or exact_steps(table), tuple(bases), make_golden)
     sides = sorted(patch.values, reverse=True)
+    encoding = "parts-1" if patch.cascade is None else "parts-2"
     header = PatchHeader(
         task=patch.task,
         base_sha256=table.sha256,
         base_bytes=table.length_bytes,
         classes=len(patch.classes),
-        engine=ENGINE_VERSION,
+        encoding=encoding,
+        engine=ENCODINGS[encoding],
         expires=release.expires,
         payload_sha256=sha256_hex(coded.payload),
         payload_bytes=len(coded.payload),

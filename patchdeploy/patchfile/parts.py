@@ -10,6 +10,11 @@ a byte is inflated, so hostile bytes cost no more memory than a patch of the sam
         u32le   length as it stands here
         bytes
 
+The encoding "parts-2" has the same nine parts and then one optional part or more, each once, by
+rising number: 9 is the cascade, and later ones get numbers up to 255. A reader refuses a file with
+a number below 128 that it does not know, since it says something that the patch cannot do without,
+and passes over one from 128 on.
+
 Integers are stored as byte planes: u8 count of planes (0 to 5), then the lowest byte of every
 integer, then the next byte of every one; a sign is folded into the lowest bit (0, -1, 1, -2 become
 0, 1, 2, 3).
@@ -19,7 +24,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +48,10 @@ PARTS = (
     "head",
     "golden",
 )
+OPTIONAL_PARTS = {len(PARTS): "cascade"}
+"""By number; only a file of encoding "parts-2" has them."""
+FIRST_IGNORED = 128
+"""Optional parts from this number on may be passed over by a reader that does not know them."""
 _PREFIX = struct.Struct("<BBII")
 STORED, DEFLATED = 0, 1
 MAX_PLANES = 5
@@ -73,70 +83,97 @@ def deflate(content: bytes) -> bytes:
 
 
 def read_parts(
-    payload: bytes | memoryview, most_bytes: Mapping[str, int]
+    payload: bytes | memoryview, most_bytes: Mapping[str, int], optional: bool = False
 ) -> dict[str, bytes | memoryview]:
     """Every part of a payload by name: inflated, or a view of it where it is stored.
 
     Args:
         most_bytes: by part, the greatest length that it can have; a longer one is not inflated.
+        optional: the payload's encoding is "parts-2". Parts that a reader may pass over and does
+            not know are left out.
 
     Raises:
         PatchRefusedError: codes "parts" (order, lengths) and "inflate".
     """
     contents: dict[str, bytes | memoryview] = {}
-    view, place = memoryview(payload), 0
-    for index, name in enumerate(PARTS):
-        method, length, stored = _read_prefix(payload, place, index)
-        place += _PREFIX.size
-        if length > most_bytes[name]:
-            raise refuse("inflate", f"{name} length", f"at most {most_bytes[name]}", length)
-        _check_stored(payload, place, name, (method, length, stored))
-        body = view[place : place + stored]
-        contents[name] = body if method == STORED else _inflate(name, body, length)
-        place += stored
-    _check_end(payload, place)
+    view = memoryview(payload)
+    for part in _prefixes(payload, optional):
+        if part.length > most_bytes.get(part.name, part.length):
+            most = most_bytes[part.name]
+            raise refuse("inflate", f"{part.name} length", f"at most {most}", part.length)
+        _check_stored(payload, part)
+        if part.name in most_bytes:
+            body = view[part.start : part.end]
+            method = part.method
+            contents[part.name] = (
+                body if method == STORED else _inflate(part.name, body, part.length)
+            )
     return contents
 
 
-def part_lengths(payload: bytes | memoryview) -> dict[str, int]:
+def part_lengths(payload: bytes | memoryview, optional: bool = False) -> dict[str, int]:
     """Length of each part as it stands in ``payload``, its prefix included; nothing is inflated.
+
+    Args:
+        optional: the payload's encoding is "parts-2".
 
     Raises:
         PatchRefusedError: code "parts" (order, method, lengths): together they are the payload.
     """
     lengths: dict[str, int] = {}
-    place = 0
-    for index, name in enumerate(PARTS):
-        prefix = _read_prefix(payload, place, index)
-        _check_stored(payload, place + _PREFIX.size, name, prefix)
-        lengths[name] = _PREFIX.size + prefix[2]
-        place += lengths[name]
-    _check_end(payload, place)
+    for part in _prefixes(payload, optional):
+        _check_stored(payload, part)
+        lengths[part.name] = _PREFIX.size + part.end - part.start
     return lengths
 
 
-def _read_prefix(payload: bytes | memoryview, place: int, index: int) -> tuple[int, int, int]:
-    """Method, length as it is read and length as it stands there of part ``index``."""
-    name = PARTS[index]
+class _Part(NamedTuple):
+    """A part as its prefix says: ``length`` when it is read; its bytes at [start, end)."""
+
+    name: str
+    method: int
+    length: int
+    start: int
+    end: int
+
+
+def _prefixes(payload: bytes | memoryview, optional: bool) -> Iterator[_Part]:
+    """The parts in their order, each before its bytes are looked at, to the payload's exact end."""
+    place = 0
+    for index, name in enumerate(PARTS):
+        part = _read_prefix(payload, place, name, range(index, index + 1))
+        yield part
+        place = part.end
+    if optional:
+        least = len(PARTS)
+        while place < len(payload) or least == len(PARTS):
+            part = _read_prefix(payload, place, "optional part", range(least, 256))
+            number = payload[place]
+            if number < FIRST_IGNORED and number not in OPTIONAL_PARTS:
+                known = ", ".join(map(str, OPTIONAL_PARTS))
+                raise refuse("parts", "optional part", f"{known}, or {FIRST_IGNORED} on", number)
+            yield part._replace(name=OPTIONAL_PARTS.get(number, f"part {number}"))
+            place, least = part.end, number + 1
+    if place != len(payload):
+        raise refuse("parts", "payload", f"{place} bytes, those of its parts", len(payload))
+
+
+def _read_prefix(payload: bytes | memoryview, place: int, name: str, numbers: range) -> _Part:
+    """The part at ``place``, whose number must be one of ``numbers``."""
     if place + _PREFIX.size > len(payload):
         raise refuse("parts", name, "a part of 10 bytes and more", len(payload) - place)
     number, method, length, stored = _PREFIX.unpack_from(payload, place)
-    if number != index or method not in (STORED, DEFLATED):
-        raise refuse("parts", name, f"part {index} by method 0 or 1", (number, method))
-    return method, length, stored
+    if number not in numbers or method not in (STORED, DEFLATED):
+        which = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to 255"
+        raise refuse("parts", name, f"part {which} by method 0 or 1", (number, method))
+    start = place + _PREFIX.size
+    return _Part(name, method, length, start, start + stored)
 
 
-def _check_stored(
-    payload: bytes | memoryview, place: int, name: str, prefix: tuple[int, int, int]
-) -> None:
-    method, length, stored = prefix
-    if place + stored > len(payload) or (method == STORED and stored != length):
-        raise refuse("parts", f"{name} length", "inside the payload", stored)
-
-
-def _check_end(payload: bytes | memoryview, place: int) -> None:
-    if place != len(payload):
-        raise refuse("parts", "payload", f"{place} bytes, those of its parts", len(payload))
+def _check_stored(payload: bytes | memoryview, part: _Part) -> None:
+    stored = part.end - part.start
+    if part.end > len(payload) or (part.method == STORED and stored != part.length):
+        raise refuse("parts", f"{part.name} length", "inside the payload", stored)
 
 
 def _inflate(name: str, body: memoryview, length: int) -> bytes:

@@ -22,6 +22,8 @@ from patchdeploy.coding.encode import encode_values
 from patchdeploy.coding.grid import CodingSteps, check_steps
 from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import ConfigError, UnknownResolutionError
+from patchdeploy.patchfile.cascade_part import MAX_BYTES as MAX_CASCADE_BYTES
+from patchdeploy.patchfile.cascade_part import cascade_bytes, read_cascade
 from patchdeploy.patchfile.golden import (
     MAX_IMAGES,
     Golden,
@@ -33,6 +35,7 @@ from patchdeploy.patchfile.golden import (
 from patchdeploy.patchfile.header import PatchHeader
 from patchdeploy.patchfile.parts import (
     MAX_PLANES,
+    OPTIONAL_PARTS,
     PARTS,
     Int64Array,
     pack_part,
@@ -101,7 +104,11 @@ def encode_payload(
         **_code_bytes(list(codes.resolutions.values())),
         "golden": golden_bytes(decoded.golden, runtimes, sides, len(patch.classes)),
     }
-    parts = {name: pack_part(index, contents[name]) for index, name in enumerate(PARTS)}
+    numbers = {name: number for number, name in enumerate(PARTS)}
+    if patch.cascade is not None:
+        numbers |= {name: number for number, name in OPTIONAL_PARTS.items()}
+        contents["cascade"] = cascade_bytes(patch.cascade, sides)
+    parts = {name: pack_part(number, contents[name]) for name, number in numbers.items()}
     return CodedPatch(
         decoded, b"".join(parts.values()), {name: len(one) for name, one in parts.items()}
     )
@@ -131,16 +138,19 @@ def decode_payload(
     _check_sites(header, table)
     runtimes, sides, classes = tuple(header.results), header.resolutions, header.classes
     lengths = _Lengths.of(len(sides), classes, table)
-    contents = read_parts(payload, lengths.most_bytes(len(runtimes)))
+    contents = read_parts(payload, lengths.most_bytes(len(runtimes)), header.has_optional_parts)
     labels = _read_labels(bytes(contents["labels"]), classes)
     notes = _read_notes(bytes(contents["notes"]))
     steps = _read_steps(bytes(contents["steps"]), lengths)
     codes = PatchCodes(steps, classes, _read_codes(contents, sides, lengths))
     golden = read_golden(bytes(contents["golden"]), runtimes, sides, classes)
+    cascade = None
+    if "cascade" in contents:
+        cascade = read_cascade(bytes(contents["cascade"]), sides)
     check_work(0 if golden is None else len(golden.thumbnails), sides)
     check_steps(steps, table)
     values = decode_values(codes, table, resolution)
-    return PatchFile(header.task, labels, header.base_sha256, values, notes, golden)
+    return PatchFile(header.task, labels, header.base_sha256, values, notes, golden, cascade)
 
 
 def read_steps(payload: bytes | memoryview, header: PatchHeader, table: CodingTable) -> CodingSteps:
@@ -150,7 +160,8 @@ def read_steps(payload: bytes | memoryview, header: PatchHeader, table: CodingTa
         PatchRefusedError: codes "inflate", "parts".
     """
     lengths = _Lengths.of(len(header.resolutions), header.classes, table)
-    contents = read_parts(payload, lengths.most_bytes(len(header.results)))
+    most_bytes = lengths.most_bytes(len(header.results))
+    contents = read_parts(payload, most_bytes, header.has_optional_parts)
     return _read_steps(bytes(contents["steps"]), lengths)
 
 
@@ -217,6 +228,7 @@ class _Lengths:
             "kernels": self.kernels,
             "head": self.head,
             "golden": golden_length(MAX_IMAGES, runtimes * self.sides, self.classes),
+            "cascade": MAX_CASCADE_BYTES,
         }
 
 

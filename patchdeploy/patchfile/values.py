@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.cascade import Cascade
 from patchdeploy.coding.layout import PatchLayout
 from patchdeploy.errors import HeadCapacityError, PatchFileError
 from patchdeploy.patchfile.golden import Golden
@@ -34,6 +35,7 @@ class PatchFile:
         values: by resolution in pixels; the arrays cover the whole head capacity.
         metrics: anything that JSON holds (accuracies, settings), for people.
         golden: inputs and scores of the self-test; None where there is none.
+        cascade: over its resolutions; None where none was fitted.
     """
 
     task: str
@@ -42,6 +44,7 @@ class PatchFile:
     values: Mapping[int, PatchValues]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     golden: Golden | None = None
+    cascade: Cascade | None = None
 
 
 def check_classes(task: str, classes: Sequence[str], head_capacity: int) -> None:

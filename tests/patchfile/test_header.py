@@ -12,7 +12,7 @@ from patchdeploy.patchfile.header import PatchHeader
 
 REMEDY = "pack the patch again with this version of patchdeploy"
 UPGRADE = f"a newer patchdeploy may read it: upgrade patchdeploy in the app, or {REMEDY}"
-NEWER = ("format", "encoding", "unknown key")
+NEWER = ("encoding text", "format", "encoding", "unknown key")
 """What a later version may write."""
 
 
@@ -57,8 +57,16 @@ FIELD_MESSAGES = {
     "missing key": (document(task=None), "header.task is missing; it must be there"),
     "format": ({"format": 2}, "header.format is 2; it must be the integer 1"),
     "encoding": (
+        document(encoding="parts-3"),
+        "header.encoding is 'parts-3'; it must be one of parts-1, parts-2",
+    ),
+    "encoding text": (
+        document(encoding=["parts-1"]),
+        "header.encoding is ['parts-1']; it must be one of parts-1, parts-2",
+    ),
+    "engine of optional parts": (
         document(encoding="parts-2"),
-        "header.encoding is 'parts-2'; it must be 'parts-1'",
+        "header.engine is 1; it must be an integer from 2 to 2147483647",
     ),
     "integer": (
         document(classes=1),
