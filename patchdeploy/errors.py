@@ -31,6 +31,7 @@ built-in that a caller would expect, so ``except ValueError`` keeps working.
     +-- IntegrityError (ValueError)         a file whose hash is not the one recorded
     +-- StorageError (OSError)              a disk that is full or not writable
     +-- DownloadError (OSError)             a server that is gone, slow, or says what it must not
+    +-- CertificationError (ValueError)     too few images to show what a cascade loses
     +-- MissingExtraError (ImportError)
     +-- RuntimeBackendError (RuntimeError)  a runtime refused a model
     +-- TrainingError (RuntimeError)        training cannot go on
@@ -188,6 +189,10 @@ class StorageError(PatchdeployError, OSError):
 
 class DownloadError(PatchdeployError, OSError):
     """A download that did not come to an end: no server, too slow, cut short, or a redirect."""
+
+
+class CertificationError(PatchdeployError, ValueError):
+    """No cascade could be certified on so many images."""
 
 
 class MissingExtraError(PatchdeployError, ImportError):

@@ -99,7 +99,7 @@ def evaluate_task(
     """
     with open_engine(bundle, runtime, threads, store) as engine:
         chosen = sample(dataset, limit)
-        labels = _labels_of(engine.classes(task), task, chosen)
+        labels = head_labels(engine.classes(task), task, chosen)
         rows = []
         for px in engine.resolutions(task):
             share = top1(engine, chosen, labels, task, px, progress)
@@ -107,8 +107,12 @@ def evaluate_task(
         return rows
 
 
-def _labels_of(classes: Sequence[str], task: str, dataset: ImageDataset) -> NDArray[np.int64]:
-    """The data set's labels as rows of the task's head."""
+def head_labels(classes: Sequence[str], task: str, dataset: ImageDataset) -> NDArray[np.int64]:
+    """The data set's labels as rows of the task's head, int64 [N].
+
+    Raises:
+        DataError: no images, or the data set's classes are not the task's.
+    """
     labels = task_labels(dataset, classes)
     if labels is None or len(labels) == 0:
         raise DataError(

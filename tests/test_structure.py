@@ -43,6 +43,7 @@ FLOW = (
     "export",
     "verify",
     "evaluate",
+    "fit_cascade",
     "report",
     "demo",
     "cli",

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from patchdeploy.cli import bundle as bundle_commands
+from patchdeploy.cli import cascade as cascade_commands
 from patchdeploy.cli import export as export_commands
 from patchdeploy.cli import keys as key_commands
 from patchdeploy.cli import patch as patch_commands
@@ -71,6 +72,7 @@ app.command(epilog=IMAGE_FORMS + " Here any folder of images will do.")(bundle_c
 app.command()(bundle_commands.run)
 app.command(epilog=IMAGE_FORMS)(bundle_commands.evaluate)
 app.command()(bundle_commands.bench)
+app.command(epilog=IMAGE_FORMS)(cascade_commands.cascade)
 app.add_typer(key_commands.app)
 app.command()(patch_commands.pack)
 app.command()(patch_commands.sign)

@@ -1,0 +1,266 @@
+"""Fitting a cascade: three splits, what is certified and refused, the file it travels in."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bundle_cases import KEY, LABELS, make_bundle, reference_logits, snapshot
+from graph_cases import random_images
+
+from patchdeploy.bundle import open_bundle
+from patchdeploy.cascade import SCORE_KINDS
+from patchdeploy.cascade.rule import route
+from patchdeploy.cascade.scores import confidence
+from patchdeploy.cascade.search import run_thresholds
+from patchdeploy.data import ImageDataset
+from patchdeploy.errors import (
+    CertificationError,
+    ConfigError,
+    DataError,
+    PatchRefusedError,
+    UnknownTaskError,
+)
+from patchdeploy.export import Signing
+from patchdeploy.fit_cascade import (
+    LEAST_IMAGES,
+    SHARES,
+    CascadeConfig,
+    TaskScores,
+    attach_cascade,
+    fit_cascade,
+    fit_scores,
+    split_images,
+)
+from patchdeploy.patchfile.keys import TrustedKeys
+from patchdeploy.verify import verify_bundle
+
+COSTS = {32: 1.0, 48: 2.25, 64: 4.0}
+CLASSES = 5
+
+
+def make_scores(count=4000, seed=0, weak=0.5, sides=(32, 48, 64)):
+    """Heads that are surer of easy images; the smaller a resolution, the more images are hard.
+
+    Args:
+        weak: how much weaker each smaller resolution is; 0: as good as the largest.
+    """
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    easy = rng.random(count)
+    codes = {}
+    for place, px in enumerate(reversed(sides)):
+        scores = rng.normal(0, 12, (count, CLASSES))
+        strength = 90 * easy - 25 * weak * place * (1 - easy)
+        scores[np.arange(count), labels] += strength
+        codes[px] = np.clip(np.rint(scores), -128, 127).astype(np.int8)
+    return TaskScores(codes, labels, dict.fromkeys(sides, 0.1))
+
+
+def test_every_image_is_in_one_split_and_a_seed_gives_the_same():
+    splits = split_images(1001, 0)
+    assert sorted(np.concatenate(splits).tolist()) == list(range(1001))
+    assert [len(one) / 1001 for one in splits] == pytest.approx(SHARES, abs=1 / 1001)
+    again, other = split_images(1001, 0), split_images(1001, 1)
+    assert all((a == b).all() for a, b in zip(splits, again, strict=True))
+    assert (splits[1] != other[1]).any()
+
+
+@pytest.mark.parametrize("kind", [*SCORE_KINDS, "auto"])
+def test_a_cascade_saves_and_keeps_its_certificate_on_images_that_chose_nothing(kind):
+    fit = fit_scores(make_scores(), COSTS, CascadeConfig(tolerance=0.02, score=kind), "task")
+    cascade, row = fit.cascade, fit.rows[0]
+    assert cascade.certificate.certified
+    assert cascade.certificate.images == fit.images[1]
+    assert row.saving > 0.3
+    assert row.gap[1] <= 0.02  # the interval of 1,000 other images allows what is certified
+    assert sum(row.answered) == pytest.approx(1)
+    assert set(fit.choosing) == (set(SCORE_KINDS) if kind == "auto" else {kind})
+    assert [one.name for one in fit.rows] == ["cascade", "greedy", "32 px", "48 px", "64 px"]
+    assert fit.rows[-1].saving == 0
+    json.dumps(fit.to_json())
+
+
+def test_neither_certifying_nor_reporting_images_choose_anything():
+    scores = make_scores()
+    config = CascadeConfig(tolerance=0.02, score="margin")
+    fit = fit_scores(scores, COSTS, config, "task")
+    choose, _, report = split_images(len(scores.labels), config.seed)
+    broken = scores.labels.copy()
+    broken[report] = (broken[report] + 1) % CLASSES
+    other = fit_scores(replace(scores, labels=broken), COSTS, config, "task")
+    assert other.cascade == fit.cascade
+    assert other.rows[0].accuracy < 0.3
+    answers = scores.answers("margin", COSTS, 64, choose)
+    assert run_thresholds(answers, _thresholds(fit)).loss.mean() <= 0.02
+
+
+def _thresholds(fit):
+    from patchdeploy.cascade.search import Thresholds
+
+    rule = fit.cascade.rule
+    return Thresholds(rule.resolutions, tuple(one.threshold for one in rule.stages[:-1]))
+
+
+def test_the_rule_that_a_patch_carries_takes_the_decisions_that_were_certified():
+    scores = make_scores()
+    for kind in SCORE_KINDS:
+        fit = fit_scores(scores, COSTS, CascadeConfig(tolerance=0.02, score=kind), "task")
+        rule = fit.cascade.rule
+        assert len(rule.stages) > 1
+        confidences = {
+            stage.resolution: confidence(kind, scores.codes[stage.resolution], stage.ratio)
+            for stage in rule.stages[:-1]
+        }
+        everything = np.arange(len(scores.labels))
+        outcome = run_thresholds(scores.answers(kind, COSTS, 64, everything), _thresholds(fit))
+        assert (route(rule, confidences) == outcome.stage).all()
+
+
+def test_a_smaller_resolution_that_is_as_good_is_the_answer():
+    fit = fit_scores(make_scores(weak=0.0), COSTS, CascadeConfig(tolerance=0.02), "task")
+    assert fit.cascade.rule.resolutions == (32,)
+    assert fit.rows[0].answered == (1.0,)
+    assert fit.rows[0].early_accuracy is None
+
+
+def test_too_few_images_say_what_they_could_show_and_write_nothing_unless_asked():
+    scores = make_scores(count=300)
+    config = CascadeConfig(tolerance=0.005)
+    with pytest.raises(CertificationError) as caught:
+        fit_scores(scores, COSTS, config, "task")
+    assert "within 0.5 points at 95 % confidence on 150 images; so many can show about" in str(
+        caught.value
+    )
+    fit = fit_scores(scores, COSTS, replace(config, uncertified=True), "task")
+    assert not fit.cascade.certificate.certified
+    assert fit.rows[0].saving > 0
+    assert fit.smallest_tolerance > 0.005
+
+
+def test_resolutions_that_are_too_weak_are_named_as_the_reason():
+    with pytest.raises(CertificationError, match="the smaller resolutions are too weak"):
+        fit_scores(make_scores(weak=20.0), COSTS, CascadeConfig(tolerance=0.001), "task")
+
+
+def test_the_best_resolution_may_be_the_reference():
+    scores = make_scores()
+    codes = {**scores.codes, 64: scores.codes[32], 48: scores.codes[64]}
+    fit = fit_scores(
+        replace(scores, codes=codes),
+        COSTS,
+        CascadeConfig(tolerance=0.02, reference="best"),
+        "task",
+    )
+    assert fit.cascade.certificate.reference == 48
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tolerance": 0.0}, "tolerance 0 points"),
+        ({"tolerance": float("nan")}, "tolerance nan points"),
+        ({"confidence": 1.0}, "confidence 1; it must be at least"),
+        ({"score": "loudness"}, "score 'loudness'; it must be one of margin, probability"),
+        ({"cost": "watts"}, "cost 'watts'"),
+        ({"reference": "smallest"}, "reference 'smallest'"),
+    ],
+)
+def test_a_setting_outside_its_choices_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        CascadeConfig(**change)
+
+
+# -- over a real bundle ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("made") / "bundle", signed=True)
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    return open_bundle(shutil.copytree(made.path, tmp_path / "bundle"))
+
+
+def make_dataset(bundle, count=200):
+    """Labels are what the reference says, of even images at 24 px, of odd ones at 16 px."""
+    images = random_images(count, 30)
+    blank = ImageDataset("known", images, np.zeros(count, np.int64), LABELS)
+    said = {
+        px: reference_logits(
+            bundle, "litert", "first", px, blank.at(px, bundle.manifest.preprocessing)
+        ).argmax(1)
+        for px in (16, 24)
+    }
+    labels = np.where(np.arange(count) % 2 == 0, said[24], said[16])
+    return ImageDataset("known", images, labels.astype(np.int64), LABELS)
+
+
+LOOSE = CascadeConfig(tolerance=0.5, confidence=0.9)
+SIGNING = Signing(TrustedKeys((KEY.public,), threshold=1), (KEY,))
+
+
+def test_a_fitted_cascade_travels_in_the_patch_and_changes_no_value(bundle):
+    dataset = make_dataset(bundle)
+    fit = fit_cascade(bundle, dataset, "first", LOOSE)
+    before = bundle.patch("first"), bundle.header("first")
+    made = attach_cascade(bundle, fit, SIGNING)
+    header, patch = made.header("first"), made.patch("first")
+    assert patch.cascade == fit.cascade
+    assert header.results == before[1].results  # the very models that were signed
+    assert header.sequence == before[1].sequence + 1
+    assert (header.encoding, header.engine) == ("parts-2", 2)
+    assert patch.golden is not None
+    assert made.patch("second").cascade is None
+    assert made.header("second").encoding == "parts-1"
+    assert verify_bundle(made.path, dataset, limit=8, reference_limit=2).ok
+
+
+def test_a_file_grows_by_less_than_a_kilobyte(bundle):
+    fit = fit_cascade(bundle, make_dataset(bundle), "first", LOOSE)
+    before = len(bundle.read(bundle.task("first").file))
+    made = attach_cascade(bundle, fit, SIGNING)
+    # 20 bytes and 9 a stage, 10 of the part's prefix, a digit more of payload length at most.
+    assert 0 < len(made.read(made.task("first").file)) - before <= 20 + 9 * 2 + 10 + 1
+
+
+def test_a_bundle_that_pins_keys_takes_no_unsigned_cascade(bundle):
+    fit = fit_cascade(bundle, make_dataset(bundle), "first", LOOSE)
+    before = snapshot(bundle.path)
+    with pytest.raises(PatchRefusedError, match="unsigned"):
+        attach_cascade(bundle, fit)
+    assert snapshot(bundle.path) == before
+
+
+def test_both_runtimes_give_the_same_fit(bundle):
+    dataset = make_dataset(bundle)
+    fits = [
+        fit_cascade(bundle, dataset, "first", replace(LOOSE, runtime=runtime))
+        for runtime in ("litert", "onnxruntime")
+    ]
+    assert fits[0].cascade == fits[1].cascade
+
+
+def test_milliseconds_are_measured_from_decoded_images(bundle):
+    fit = fit_cascade(bundle, make_dataset(bundle, 60), "first", replace(LOOSE, cost="ms"))
+    assert fit.cost_unit == "ms"
+    assert all(0 < cost < 1000 for cost in fit.costs.values())
+
+
+def test_bad_images_and_tasks_are_refused_and_the_bundle_is_as_it_was(bundle, tmp_path):
+    dataset = make_dataset(bundle, LEAST_IMAGES)
+    before = snapshot(bundle.path)
+    with pytest.raises(DataError, match=f"{LEAST_IMAGES - 1} images; a cascade is chosen"):
+        fit_cascade(bundle, dataset.subset(np.arange(LEAST_IMAGES - 1)), "first", LOOSE)
+    strangers = ImageDataset("s", dataset.images, dataset.labels * 0, ("cat", "dog"))
+    with pytest.raises(DataError, match="classes cat, dog"):
+        fit_cascade(bundle, strangers, "first", LOOSE)
+    with pytest.raises(UnknownTaskError, match="no task 'third'"):
+        fit_cascade(bundle, dataset, "third", LOOSE)
+    assert snapshot(open_bundle(bundle.path).path) == before
+    single = make_bundle(tmp_path / "single", tasks=("first",), resolutions=(16,))
+    with pytest.raises(ConfigError, match="has one resolution, 16 px"):
+        fit_cascade(single, dataset, "first", LOOSE)
