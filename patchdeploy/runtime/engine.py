@@ -9,8 +9,9 @@ that tells it to open its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.bundle.held import hold_bundle
-from patchdeploy.data import Preprocessing
+from patchdeploy.cascade import Cascade
+from patchdeploy.data import Preprocessing, image_pixels, resize_image
 from patchdeploy.errors import ConfigError, DataError, UnknownResolutionError
 from patchdeploy.runtime.backend import Backend
+from patchdeploy.runtime.cascades import Cascades, LoadedCascade
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.images import (
     OneImage,
@@ -39,11 +42,22 @@ from patchdeploy.runtime.versions import TaskVersion, nearest_resolution
 from patchdeploy.store import Store
 
 BATCH = 32
-"""Images that a folder is classified in at once."""
+"""Images that are classified at once."""
+CASCADE_BATCH = 8
+"""The same by a cascade, which keeps each image at its full size until a stage is sure of it."""
 REFRESH_SECONDS = 5.0
 """How often a store is looked at for a new patch."""
 PATCH_BUDGET_BYTES = 8 << 20
 """Memory for decoded patches: 5 of MobileNetV2 1.0 with 1000 classes, 50 with 10."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a call classifies: images at once, what is made of each, and what answers them."""
+
+    batch: int
+    prepare: Callable[[Any], Pixels]
+    predict: Callable[[list[Pixels]], list[Prediction]]
 
 
 class Engine:
@@ -71,6 +85,7 @@ class Engine:
             refresh_seconds,
             format_name,
         )
+        self._cascades = Cascades(bundle)
         self._current: tuple[str, int] | None = None
 
     @classmethod
@@ -259,7 +274,12 @@ class Engine:
 
     @overload
     def classify(
-        self, image: OneImage, task: str | None = None, resolution: int | None = None
+        self,
+        image: OneImage,
+        task: str | None = None,
+        resolution: int | None = None,
+        *,
+        cascade: bool = False,
     ) -> Prediction: ...
     @overload
     def classify(
@@ -267,12 +287,26 @@ class Engine:
         image: list[Any] | tuple[Any, ...],
         task: str | None = None,
         resolution: int | None = None,
+        *,
+        cascade: bool = False,
     ) -> list[Prediction]: ...
     @overload
     def classify(
-        self, image: Pixels, task: str | None = None, resolution: int | None = None
+        self,
+        image: Pixels,
+        task: str | None = None,
+        resolution: int | None = None,
+        *,
+        cascade: bool = False,
     ) -> Any: ...
-    def classify(self, image: Any, task: str | None = None, resolution: int | None = None) -> Any:
+    def classify(
+        self,
+        image: Any,
+        task: str | None = None,
+        resolution: int | None = None,
+        *,
+        cascade: bool = False,
+    ) -> Any:
         """Classify one image, or a batch of images of any sizes.
 
         Args:
@@ -284,47 +318,131 @@ class Engine:
             resolution: by default that of the last `swap_to` (the nearest one, where a newer patch
                 lacks it), or the base's own size where the task has it, or its largest. The
                 prediction says which.
+            cascade: by the cascade that the task's patch carries: each image at the first
+                resolution that is sure of it; the prediction says which. In mode "per_run" as well.
 
         Raises:
             DataError: an image that cannot be read, or something else.
             UnknownTaskError, UnknownResolutionError: it was not exported.
+            ConfigError: ``cascade`` where the patch has none, or with a resolution.
         """
-        version, px = self._choose(task, resolution)
+        way = self._way(task, resolution, cascade)
         images, is_single = split_batch(image)
-        found = self._predict([self._prepare(one, px) for one in images], version, px)
+        found: list[Prediction] = []
+        for start in range(0, len(images), way.batch):
+            found += way.predict([way.prepare(one) for one in images[start : start + way.batch]])
         return found[0] if is_single else found
 
     def classify_folder(
-        self, folder: str | Path, task: str | None = None, resolution: int | None = None
+        self,
+        folder: str | Path,
+        task: str | None = None,
+        resolution: int | None = None,
+        *,
+        cascade: bool = False,
     ) -> Iterator[tuple[Path, Prediction | DataError]]:
         """Classify every image file below ``folder``, in sorted order, a batch at a time.
 
         An image that cannot be read gives its error in the place of a prediction.
 
+        Args:
+            cascade: see `classify`.
+
         Raises:
             DataError: no such folder, or no image in it.
         """
-        version, px = self._choose(task, resolution)
-        return self._classify_paths(image_paths(folder), version, px)
+        way = self._way(task, resolution, cascade)
+        return self._classify_paths(image_paths(folder), way)
 
     def _classify_paths(
-        self, paths: list[Path], version: TaskVersion, px: int
+        self, paths: list[Path], way: _Way
     ) -> Iterator[tuple[Path, Prediction | DataError]]:
-        for start in range(0, len(paths), BATCH):
-            chunk = paths[start : start + BATCH]
+        for start in range(0, len(paths), way.batch):
+            chunk = paths[start : start + way.batch]
             pixels: dict[Path, Pixels] = {}
             outcomes: dict[Path, Prediction | DataError] = {}
             for path in chunk:
                 try:
-                    pixels[path] = self._prepare(path, px)
+                    pixels[path] = way.prepare(path)
                 except DataError as error:
                     outcomes[path] = error
-            predictions = self._predict(list(pixels.values()), version, px)
+            predictions = way.predict(list(pixels.values()))
             outcomes |= dict(zip(pixels, predictions, strict=True))
             yield from ((path, outcomes[path]) for path in chunk)
 
-    def _prepare(self, image: Any, resolution: int) -> Pixels:
-        return prepare_image(image, resolution, self.preprocessing)
+    def cascade(self, task: str | None = None) -> Cascade | None:
+        """The cascade that ``task``'s patch carries, and what was certified about it.
+
+        Raises:
+            UnknownTaskError: no such task.
+        """
+        loaded = self._cascades.of(self._choose(task, None)[0])
+        return None if loaded is None else loaded.cascade
+
+    def cascade_counts(self, task: str) -> dict[int, int]:
+        """By resolution, how many images that stage has answered since the engine was opened.
+
+        Shares that move away from those of the report split say that the images have changed.
+        """
+        return self._cascades.counts(task)
+
+    def prewarm_cascade(self, task: str | None = None) -> dict[str, float]:
+        """Load every stage of ``task``'s cascade unless it is resident.
+
+        Returns:
+            ``total_ms``, and ``resident_bytes``: estimated memory of all stages together.
+
+        Raises:
+            ConfigError: its patch has no cascade.
+            UnknownTaskError: no such task.
+        """
+        version = self._choose(task, None)[0]
+        start = perf_counter()
+        sides = self._cascades.require(version).rule.resolutions
+        held = sum(self._loaded.load(version, px).resident_bytes for px in sides)
+        return {"total_ms": 1e3 * (perf_counter() - start), "resident_bytes": float(held)}
+
+    def _way(self, task: str | None, resolution: int | None, cascade: bool) -> _Way:
+        """How a call prepares and classifies images; it keeps its version until it ends."""
+        if cascade and resolution is not None:
+            raise ConfigError(
+                f"cascade=True at {resolution} px; a cascade chooses the resolution of each image; "
+                "leave one of them out"
+            )
+        version, px = self._choose(task, resolution)
+        if not cascade:
+            return _Way(
+                BATCH,
+                lambda image: prepare_image(image, px, self.preprocessing),
+                lambda pixels: self._predict(pixels, version, px),
+            )
+        loaded = self._cascades.require(version)
+        if self._cascades.is_first_use(version):
+            for px in loaded.rule.resolutions[1:]:
+                self._loaded.in_background(self._loaded.load, version, px)
+        return _Way(
+            CASCADE_BATCH,
+            lambda image: image_pixels(image, "the image"),
+            lambda images: self._predict_cascade(images, version, loaded),
+        )
+
+    def _predict_cascade(
+        self, images: list[Pixels], version: TaskVersion, loaded: LoadedCascade
+    ) -> list[Prediction]:
+        """Every image by the first stage that is sure of it; the others go on together."""
+        found: dict[int, Prediction] = {}
+        waiting = np.arange(len(images))
+        for stage in loaded.rule.stages:
+            if not waiting.size:
+                break
+            px = stage.resolution
+            pixels = [resize_image(images[k], px, self.preprocessing) for k in waiting]
+            answers = self._predict(pixels, version, px)
+            sure = loaded.is_sure(stage, np.stack([one.scores for one in answers]))
+            found |= {int(k): answers[n] for n, k in enumerate(waiting) if sure[n]}
+            self._cascades.count(version.task, px, int(sure.sum()))
+            waiting = waiting[~sure]
+        return [found[k] for k in range(len(images))]
 
     def _predict(
         self, pixels: list[Pixels], version: TaskVersion, resolution: int

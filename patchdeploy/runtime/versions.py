@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass
 
 from patchdeploy.bundle import Bundle
+from patchdeploy.cascade import Cascade
 from patchdeploy.errors import ConfigError, PatchdeployError, PatchRefusedError
 from patchdeploy.patchfile import Policy
 from patchdeploy.patchfile.key_lists import still_count
@@ -35,6 +36,7 @@ class TaskVersion:
         classes: labels in the order of the scores.
         resolutions: sides in pixels, ascending.
         read: the slot values at one of them.
+        read_cascade: the cascade of the patch file; None where it has none.
         signers: indices of the keys that signed it; nobody, also where no store is used.
     """
 
@@ -44,6 +46,7 @@ class TaskVersion:
     classes: tuple[str, ...]
     resolutions: tuple[int, ...]
     read: Callable[[int], PatchValues]
+    read_cascade: Callable[[], Cascade | None]
     signers: tuple[int, ...] = ()
 
 
@@ -109,6 +112,7 @@ def _bundle_version(
         classes=entry.classes,
         resolutions=entry.resolutions,
         read=lambda px: _read_proved(bundle, task, format_name, px),
+        read_cascade=lambda: bundle.patch(task, entry.resolutions[0]).cascade,
         signers=() if checked is None else checked.signed_by,
     )
 
@@ -201,6 +205,7 @@ def _store_version(store: Store, task: str, bundle: Bundle, format_name: str) ->
         classes=patch.classes,
         resolutions=tuple(sorted(patch.values)),
         read=lambda px: patch.values[px],
+        read_cascade=lambda: patch.cascade,
         signers=checked.signed_by,
     )
 

@@ -1,0 +1,119 @@
+"""The cascades that an Engine runs: what each version's patch says, and which stages answered.
+
+In: versions of tasks, float scores of a stage. Out: which images that stage is sure of. A version's
+cascade is read once; what runs with it keeps it, whatever the store brings meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdeploy.bundle import Bundle
+from patchdeploy.cascade import Cascade, CascadeRule, Stage, confidence
+from patchdeploy.coding.table import CodingTable
+from patchdeploy.errors import ConfigError
+from patchdeploy.runtime.self_test import score_codes
+from patchdeploy.runtime.versions import TaskVersion
+from patchdeploy.slots import PatchValues
+
+KEPT = 64
+"""Versions whose cascade is kept in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedCascade:
+    """A version's cascade with what turns its stages' scores into codes.
+
+    Attributes:
+        cascade: as the patch has it.
+        values: of each stage but the last, by resolution.
+        table: where the head's output stands among the activations.
+    """
+
+    cascade: Cascade
+    values: Mapping[int, PatchValues]
+    table: CodingTable
+
+    @property
+    def rule(self) -> CascadeRule:
+        """Stages in the order in which they run."""
+        return self.cascade.rule
+
+    def is_sure(self, stage: Stage, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """bool [N]: the images that ``stage`` answers.
+
+        Args:
+            scores: float32 [N, classes] of the stage's resolution.
+        """
+        if stage is self.rule.stages[-1]:
+            return np.ones(len(scores), bool)
+        codes = score_codes(scores, self.values[stage.resolution], self.table)
+        sure: NDArray[np.bool_] = confidence(self.rule.score, codes, stage.ratio) >= stage.threshold
+        return sure
+
+
+class Cascades:
+    """Thread-safe; see the module."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """``bundle``: its coding table says where the scores stand."""
+        self._bundle = bundle
+        self._lock = Lock()
+        self._loaded: OrderedDict[str, LoadedCascade | None] = OrderedDict()
+        self._used: set[str] = set()
+        self._counts: dict[str, dict[int, int]] = {}
+
+    def of(self, version: TaskVersion) -> LoadedCascade | None:
+        """The cascade of ``version``, read now unless it was; None where its patch has none."""
+        with self._lock:
+            if version.sha256 in self._loaded:
+                self._loaded.move_to_end(version.sha256)
+                return self._loaded[version.sha256]
+        found = version.read_cascade()
+        loaded = None
+        if found is not None:
+            sides, table = found.rule.resolutions[:-1], self._bundle.coding_table
+            loaded = LoadedCascade(found, {px: version.read(px) for px in sides}, table)
+        with self._lock:
+            self._loaded[version.sha256] = loaded
+            while len(self._loaded) > KEPT:
+                self._loaded.popitem(last=False)
+        return loaded
+
+    def require(self, version: TaskVersion) -> LoadedCascade:
+        """`of`, where there must be one.
+
+        Raises:
+            ConfigError: the patch has no cascade.
+        """
+        loaded = self.of(version)
+        if loaded is None:
+            raise ConfigError(
+                f"the patch of task {version.task!r} has no cascade; fit one with patchdeploy "
+                "cascade, or classify without cascade=True"
+            )
+        return loaded
+
+    def is_first_use(self, version: TaskVersion) -> bool:
+        """Whether nothing asked this of ``version`` before: its stages are to be loaded."""
+        with self._lock:
+            seen = version.sha256 in self._used
+            self._used.add(version.sha256)
+        return not seen
+
+    def count(self, task: str, resolution: int, images: int) -> None:
+        """Note that a stage answered so many images."""
+        with self._lock:
+            counts = self._counts.setdefault(task, {})
+            counts[resolution] = counts.get(resolution, 0) + images
+
+    def counts(self, task: str) -> dict[int, int]:
+        """By resolution, the images that it answered for ``task`` so far."""
+        with self._lock:
+            return dict(self._counts.get(task, {}))
