@@ -137,9 +137,9 @@ MESSAGES = {
         f"runtime at hand is coreml; it must be one of onnx; {ELSEWHERE}",
     ),
     "engine": (
-        forge(document(engine=2)),
+        forge(document(engine=3)),
         POLICY,
-        "engine version that the patch needs is 2; it must be at most 1; upgrade patchdeploy in "
+        "engine version that the patch needs is 3; it must be at most 2; upgrade patchdeploy in "
         "the app",
     ),
     "base": (
