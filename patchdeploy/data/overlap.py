@@ -15,7 +15,8 @@ from typing import cast
 from patchdeploy.data.pixels import Pixels
 from patchdeploy.data.sets import NAMES_SHOWN, ImageDataset
 from patchdeploy.data.sources import image_paths, pixels_digest
-from patchdeploy.errors import UnreadableImageError
+from patchdeploy.errors import IrregularFileError, UnreadableImageError
+from patchdeploy.storage import open_regular
 
 
 class OverlapWarning(UserWarning):
@@ -87,10 +88,15 @@ def _read(path: Path, length_only: bool = False) -> bytes:
     try:
         if length_only:
             return str(path.stat().st_size).encode()
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_file) as file:
             return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
+    except (OSError, IrregularFileError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UnreadableImageError(
-            f"cannot read image {path}: {error.strerror or error}; both sets must be there to be "
-            "compared; restore the file or leave it out"
+            f"cannot read image {path}: {reason}; both sets must be there to be compared; restore "
+            "the file or leave it out"
         ) from error
+
+
+def _open_file(name: str, flags: int) -> int:
+    return open_regular(Path(name), follow=True)

@@ -1,5 +1,6 @@
 """Images that are both trained on and tested on are found by content, and named."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -118,3 +119,13 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_packaged_set_does_not_overlap_itself() -> None:
     train, test = load_packaged("fashion")
     assert warn_overlap(train, test) == []
+
+
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "empty.png").touch()  # as long as a pipe says it is
+    first = ImageDataset("x", [tmp_path / "a.png", tmp_path / "empty.png"], [0, 0], ("a",))
+    second = ImageDataset("y", [tmp_path / "pipe.png"], [0], ("a",))
+    with pytest.raises(UnreadableImageError, match=r"pipe\.png is not a regular file"):
+        warn_overlap(first, second)
