@@ -26,6 +26,7 @@ from rows_hostile import try_hostile
 from rows_images import try_images
 from rows_match import try_bases, try_places
 from rows_misbehave import try_planted
+from rows_revoked import try_revoked
 from rows_service import try_service
 from rows_sites import try_sites
 from rows_state import try_state
@@ -114,6 +115,7 @@ ROWS = (
         "typed error; a revoked key leaves nothing",
         keys=_scaled(try_signatures),
         store=STORE[4],
+        engine=try_revoked,
     ),
     _row(5, "wrong base", "typed error", pairs=_scaled(try_bases)),
     _row(6, "wrong task, runtime, engine", "typed error", pairs=_scaled(try_places)),

@@ -22,6 +22,7 @@ import rows_hostile
 import rows_images
 import rows_match
 import rows_misbehave
+import rows_revoked
 import rows_service
 import rows_sites
 import rows_state
@@ -128,6 +129,10 @@ def test_row_4_a_signature_of_anything_else_does_not_count():
     rows_container.try_signatures(1.0, no_progress)
 
 
+def test_row_4_no_score_comes_of_a_patch_whose_key_was_revoked(tmp_path):
+    assert rows_revoked.try_revoked(0.1, tmp_path, no_progress).count == 2 * 3 * 2
+
+
 def test_row_5_a_patch_fits_its_own_base_alone():
     rows_match.try_bases(0.005, no_progress)
 
@@ -199,6 +204,11 @@ def nothing(*arguments, **named):
     """A check that was forgotten."""
 
 
+def check_with_own_keys(self, task, trusted=None):
+    """As if a bundle could know what was revoked since it was made."""
+    return container.check_patch_file(self.read(self.task(task).file), self.policy(task))
+
+
 def turn_away(self, transport):
     """As a server without room does."""
     H11Protocol.connection_made(self, transport)
@@ -230,6 +240,14 @@ BUGS = {
     "a self-test may ask for any work": (
         (payload, "check_work", nothing),
         lambda tmp_path: rows_greedy.try_greedy(0.1, no_progress),
+    ),
+    "a bundle's own patches are checked with its own keys": (
+        (reader.Bundle, "check", check_with_own_keys),
+        lambda tmp_path: rows_revoked.try_revoked(0.1, tmp_path, no_progress),
+    ),
+    "a patch that runs is not looked at again": (
+        (versions, "still_count", lambda signers, policy: True),
+        lambda tmp_path: rows_revoked.try_revoked(0.1, tmp_path, no_progress),
     ),
     "who comes last is turned away": (
         (BoundedProtocol, "connection_made", turn_away),
