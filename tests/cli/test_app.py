@@ -16,8 +16,9 @@ from patchdeploy.bundle import open_bundle
 from patchdeploy.data import load_packaged
 
 COMMANDS = (
-    "demo", "train", "new-config", "export", "add", "inspect", "verify", "run", "evaluate", "bench",
-    "pack", "sign", "check", "install", "activate", "revert", "list", "clean-up", "serve",
+    "demo", "train", "new-config", "export", "add", "replace", "remove", "inspect", "verify", "run",
+    "evaluate", "bench", "pack", "sign", "check", "install", "activate", "revert", "list",
+    "clean-up", "serve",
 )  # fmt: skip
 
 
@@ -69,6 +70,19 @@ def test_add_puts_a_task_in_and_leaves_the_base_as_it_was(place, bundle):
     assert len(before) == 5
     header = open_bundle(bundle).header("garments")
     assert (header.sequence, header.expires) == (1, 4_102_444_800)
+
+
+def test_replace_puts_the_next_version_in_and_remove_takes_a_task_out(place, bundle):
+    command = (
+        "replace", bundle, "--patch", place / "patches/faces", "--key", place / "key.pem",
+        "--calibration", place / "faces", "--fine",
+    )  # fmt: skip
+    for options, sequence in (((), 2), (("--sequence", 9), 9)):
+        assert set(answer(*command, *options)["tasks"]) == {"faces"}
+        assert open_bundle(bundle).header("faces").sequence == sequence
+    refused(here(*command, "--sequence", 9), 2, "sequence 9 for task 'faces'", "give 10 to")
+    assert answer("remove", bundle, "--task", "faces")["tasks"] == {}
+    refused(here(*command), 2, "no task 'faces'")
 
 
 def test_inspect_tells_shared_from_private_bytes(place):
