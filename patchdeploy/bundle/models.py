@@ -33,6 +33,9 @@ _TELLING_BYTES = 64
 def patched(bundle: Bundle, task: str, format_name: str, resolution: int | None = None) -> bytes:
     """The base file with ``task`` laid over it: a model of its own.
 
+    A .onnx has int8 kernels, which ONNX Runtime multiplies wrongly on x86-64 without VNNI: outside
+    of an Engine run what `patchdeploy_onnx.unsigned_kernels` makes of it.
+
     Args:
         resolution: set this one alone; by default all of the task's (in a format that is free
             in height and width: the smallest).
