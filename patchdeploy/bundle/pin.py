@@ -35,7 +35,7 @@ class Pinned:
 def pin_keys(path: Path | str, trusted: TrustedKeys, keys: Sequence[SigningKey] = ()) -> Pinned:
     """Have the bundle at ``path`` trust ``trusted``; base files and values keep their bytes.
 
-    A patch that the new list does not take (its key was revoked, or nobody signed it) is signed
+    A patch that the new list does not take (its key was revoked, or it has no signature) is signed
     again by ``keys``: number, expiry and values stay, all older signatures go. So look first
     whether the patch is the one that you made.
 

@@ -3,7 +3,7 @@
 In: connections that a stranger opens. Out: uvicorn's HTTP protocol, in which a connection has so
 long to send a request and so long to take the answer, and where there are too many the one that has
 kept the server waiting longest is ended, so that a client that opens many and sends nothing shuts
-nobody out. Who opens more of them than a request takes still can: a content delivery network
+no other out. Who opens more of them than a request takes still can: a content delivery network
 belongs in front of a public server.
 """
 

@@ -9,6 +9,7 @@ checks its signatures, and the index only says where to look.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -256,6 +257,7 @@ def _stream(body: memoryview, status: int, headers: dict[str, str]) -> Response:
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), _PIECE_BYTES):
+            await asyncio.sleep(0)  # a connection that was ended meanwhile gets no more
             yield bytes(body[start : start + _PIECE_BYTES])
 
     headers = headers | {"content-length": str(len(body))}

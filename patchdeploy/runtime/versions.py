@@ -37,7 +37,7 @@ class TaskVersion:
         resolutions: sides in pixels, ascending.
         read: the slot values at one of them.
         read_cascade: the cascade of the patch file; None where it has none.
-        signers: indices of the keys that signed it; nobody, also where no store is used.
+        signers: indices of the keys that signed it; none, also where no store is used.
     """
 
     task: str

@@ -39,7 +39,7 @@ class Shipped:
     Attributes:
         sequence: a floor, unless its signers were revoked: what is older is not activated.
         read: the bytes of its file, checked as any other's before they are used.
-        signers: indices of the keys that signed it; nobody: it is of a development bundle.
+        signers: indices of the keys that signed it; none: it is of a development bundle.
     """
 
     sequence: int

@@ -41,7 +41,7 @@ class Floor(NamedTuple):
     Attributes:
         sequence: its number, 1..2^53 - 1.
         sha256: of its file.
-        signers: key indices, ascending; nobody: an unsigned one.
+        signers: key indices, ascending; none: an unsigned one.
     """
 
     sequence: int
@@ -188,7 +188,7 @@ def raise_floor(floors: Sequence[Floor], new: Floor) -> tuple[Floor, ...]:
 
 
 def _are_floors(floors: object) -> bool:
-    """Whether they are 1 to `MAX_FLOORS`, ascending, each of its own set of signers."""
+    """Whether they are 1 to `MAX_FLOORS`, ascending, no two of the same signers."""
     if not isinstance(floors, tuple) or not 1 <= len(floors) <= MAX_FLOORS:
         return False
     signers = [one.signers for one in floors]

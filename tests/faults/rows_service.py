@@ -27,14 +27,14 @@ from patchdeploy.patchfile.server import make_app, make_server
 PAYLOAD = bytes(2**20)
 FILE = forge(document(payload={"bytes": len(PAYLOAD), "sha256": sha(PAYLOAD)}), PAYLOAD)
 PATIENCE_SECONDS = 60.0
-"""Below the time that an answer nobody takes may hold a connection."""
+"""Below the time that an answer that is not taken may hold a connection."""
 LIMITS = DownloadLimits(connect_seconds=2, read_seconds=2, total_seconds=5)
 GREEDY = {
     "nothing": b"",
     "a byte": b"G",
     "half a request": b"GET /a.pdp HTTP/1.1\r\nHost: x\r\n",
     "a body that does not come": b"POST /a.pdp HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
-    "requests whose answers nobody takes": b"GET /a.pdp HTTP/1.1\r\nHost: x\r\n\r\n" * 3,
+    "requests whose answers are not taken": b"GET /a.pdp HTTP/1.1\r\nHost: x\r\n\r\n" * 3,
 }
 
 

@@ -188,7 +188,7 @@ def test_row_24_a_file_made_to_cost_much_is_refused_or_costs_little():
     assert found.codes == {"refused": 25, "read": 4}
 
 
-def test_row_25_nobody_is_shut_out_and_nothing_leads_astray(tmp_path):
+def test_row_25_no_other_is_shut_out_and_nothing_leads_astray(tmp_path):
     rows_service.try_service(0.1, tmp_path, no_progress)
 
 

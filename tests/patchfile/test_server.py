@@ -370,7 +370,7 @@ def test_a_file_that_changed_just_now_is_read_each_time(folder, monkeypatch):
     assert len(read) == 5
 
 
-def test_who_opens_connections_and_sends_half_a_request_shuts_nobody_out(folder):
+def test_who_opens_connections_and_sends_half_a_request_shuts_no_other_out(folder):
     with running(folder) as url, ExitStack() as stack:
         place = ("127.0.0.1", int(url.rpartition(":")[2]))
         for _ in range(3 * BoundedProtocol.most):
@@ -381,7 +381,7 @@ def test_who_opens_connections_and_sends_half_a_request_shuts_nobody_out(folder)
         assert time.monotonic() - started < BoundedProtocol.request_seconds / 2
 
 
-def test_who_asks_for_files_and_reads_none_shuts_nobody_out(folder):
+def test_who_asks_for_files_and_reads_none_shuts_no_other_out(folder):
     payload = bytes(2**20)
     about = {"bytes": len(payload), "sha256": sha(payload)}
     big = forge(document(task="big", payload=about), payload)
@@ -412,7 +412,7 @@ def test_a_request_that_does_not_come_ends_the_connection(folder, monkeypatch, s
             assert (NEW in received) == (sent.count(b"GET") == 2)
 
 
-def test_an_answer_that_nobody_takes_ends_the_connection(folder, monkeypatch):
+def test_an_answer_that_is_not_taken_ends_the_connection(folder, monkeypatch):
     monkeypatch.setattr(BoundedProtocol, "answer_seconds", 0.3)
     payload = bytes(8 * 2**20)
     about = {"bytes": len(payload), "sha256": sha(payload)}

@@ -91,7 +91,7 @@ def _forge(*sequences: int) -> Callable[[Store], None]:
 
 
 def _sign_again(store: Store) -> None:
-    """The leaked key under a good patch, and then under one of its own."""
+    """The leaked key under a good patch, and then under a patch that its thief made."""
     store.install(add_signature(good_patch(7), LEAKED, 0))
     store.install(make_patch(LARGEST))
 
