@@ -18,6 +18,7 @@ built-in that a caller would expect, so ``except ValueError`` keeps working.
     |   +-- NegativeScaleError
     +-- PatchKeyError (ValueError)          a signing key, or a list of trusted keys
     +-- UnsupportedOperatorError (NotImplementedError)
+    |   +-- LoweringMismatchError       a graph that computes something else than its module
     +-- QuantizationError (ValueError)
     +-- HeadCapacityError (ValueError)
     +-- UnknownResolutionError (ValueError)
@@ -102,6 +103,10 @@ class PatchKeyError(PatchdeployError, ValueError):
 
 class UnsupportedOperatorError(PatchdeployError, NotImplementedError):
     """An operator that has no lowering rule."""
+
+
+class LoweringMismatchError(UnsupportedOperatorError):
+    """A lowered graph that computes something else than its module, at a named resolution."""
 
 
 class QuantizationError(PatchdeployError, ValueError):

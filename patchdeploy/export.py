@@ -40,7 +40,7 @@ from patchdeploy.errors import (
 )
 from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph, infer_shapes
-from patchdeploy.lower import lower_base
+from patchdeploy.lower import FloatScores, compare_patch, lower_base
 from patchdeploy.patch import Patch
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, make_thumbnails
@@ -57,6 +57,8 @@ from patchdeploy.storage import write_atomic
 FORMATS = ("tflite", "onnx")
 CODING_IMAGES = 500
 """Calibration images, at most, that coding steps are chosen on."""
+COMPARED_IMAGES = 2
+"""Calibration images, at most, that graph and module are compared on, beside made pictures."""
 
 Progress = Callable[[str], None]
 
@@ -90,31 +92,41 @@ class Exporter:
     """A base lowered and quantised once, ready to export any number of patches.
 
     Attributes:
-        base_sha256: content hash of the float base; patches name it.
+        base: the float base; patches name its content hash.
         graph: the lowered base with its float parameters.
         quantized: the shared integers.
         table: what patches are coded against.
     """
 
-    base_sha256: str
+    base: Base
     graph: Graph
     quantized: QuantizedBase
     table: CodingTable
 
     @classmethod
-    def prepare(cls, base: Base, *, head_capacity: int, depthwise_slots: bool = False) -> Exporter:
+    def prepare(
+        cls,
+        base: Base,
+        *,
+        head_capacity: int,
+        depthwise_slots: bool = False,
+        resolutions: Sequence[int] | None = None,
+    ) -> Exporter:
         """Lower ``base`` and quantise its kernels.
 
         Args:
             head_capacity: rows of the exported head: the most classes a task may have.
             depthwise_slots: make the depthwise kernels slots, for patches that carry them.
+            resolutions: sides in pixels that will be exported together; the graph is compared
+                with the module at each. By default the base's input size.
 
         Raises:
             UnsupportedOperatorError: the network has an operator without a lowering rule.
+            LoweringMismatchError: no graph is the module at every resolution.
         """
-        graph = lower_base(base)
+        graph = lower_base(base, resolutions)
         quantized = quantize_base(graph, head_capacity, patch_owned_depthwise=depthwise_slots)
-        return cls(base.sha256, graph, quantized, make_coding_table(quantized))
+        return cls(base, graph, quantized, make_coding_table(quantized))
 
     def fold(self, patch: Patch, resolution: int) -> FoldedNetwork:
         """``patch`` at ``resolution`` folded into the graph.
@@ -123,13 +135,20 @@ class Exporter:
             WrongBaseError: the patch was trained on another base.
             UnknownResolutionError: the patch has no such variant.
         """
-        check_base(patch, self.base_sha256)
-        if resolution not in patch.variants:
-            raise UnknownResolutionError(
-                f"patch {patch.task!r} has no variant for {resolution} px; it was trained at "
-                f"{', '.join(map(str, sorted(patch.variants)))} px; train that resolution too"
-            )
+        check_base(patch, self.base.sha256)
+        _check_variant(patch, resolution)
         return fold_patch(self.graph, patch.tensors(resolution), classes=len(patch.classes))
+
+    def score_float(self, patch: Patch, resolution: int, images: ImageDataset) -> FloatScores:
+        """What the patch's float network says to ``images``, once graph and module agree.
+
+        Raises:
+            UnknownResolutionError: the patch has no such variant.
+            LoweringMismatchError: they do not agree.
+        """
+        _check_variant(patch, resolution)
+        pixels = images.at(resolution, self.graph.preprocessing)
+        return compare_patch(self.base, self.graph, patch, resolution, pixels)
 
     def quantize(
         self,
@@ -148,13 +167,16 @@ class Exporter:
             EmptyCalibrationError: no image to calibrate on.
             HeadCapacityError: more classes than the exported head has rows.
             UnknownResolutionError: a resolution that the patch lacks or the network does not serve.
+            LoweringMismatchError: folded and lowered, the patch computes something else than the
+                module that trained it.
         """
         config = config or CalibrationConfig()
-        check_patch(patch, self.base_sha256, self.quantized.head_capacity, calibration, config)
+        check_patch(patch, self.base.sha256, self.quantized.head_capacity, calibration, config)
         chosen = spread(calibration, config.images)
         sizes = tuple(resolutions or sorted(patch.variants))
         for resolution in sizes:
             infer_shapes(self.graph, resolution, resolution)
+            self.score_float(patch, resolution, spread(chosen, COMPARED_IMAGES))
         values = {}
         for resolution in sizes:
             if progress is not None:
@@ -177,6 +199,14 @@ class Exporter:
             base_sha256=self.table.sha256,
             values=values,
             metrics=dict(patch.metrics),
+        )
+
+
+def _check_variant(patch: Patch, resolution: int) -> None:
+    if resolution not in patch.variants:
+        raise UnknownResolutionError(
+            f"patch {patch.task!r} has no variant for {resolution} px; it was trained at "
+            f"{', '.join(map(str, sorted(patch.variants)))} px; train that resolution too"
         )
 
 
@@ -285,7 +315,9 @@ def export_bundle(
         images = _calibration_of(patch, calibration)
         check_patch(patch, base.sha256, capacity, images, config or CalibrationConfig())
     depthwise = any("depthwise" in patch.config.kinds for patch in patches)
-    exporter = Exporter.prepare(base, head_capacity=capacity, depthwise_slots=depthwise)
+    exporter = Exporter.prepare(
+        base, head_capacity=capacity, depthwise_slots=depthwise, resolutions=chosen
+    )
     quantized = [
         exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config, progress)
         for patch in patches
@@ -431,6 +463,7 @@ def export_patch(
         base,
         head_capacity=capacity,
         depthwise_slots=len(bundle.reference().patch_owned) > 1,
+        resolutions=manifest.resolutions,
     )
     patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config, progress)
     floats = _floats(exporter, patch, manifest.resolutions, float_files)
@@ -472,7 +505,8 @@ def export_float(
             f"a float32 file of {patch.task!r} at {', '.join(map(str, chosen))} px; it holds one "
             "variant, folded into its kernels; name one resolution"
         )
-    exporter = Exporter.prepare(base, head_capacity=max(2, len(patch.classes)))
+    capacity = max(2, len(patch.classes))
+    exporter = Exporter.prepare(base, head_capacity=capacity, resolutions=chosen)
     network = exporter.fold(patch, chosen[0])
     write_atomic(Path(path), load_converter(format_name).write_float(network, chosen))
 

@@ -26,6 +26,7 @@ from patchdeploy.graph import (
     MaxPool,
     Mul,
     Operator,
+    fix_size,
     infer_shapes,
 )
 
@@ -55,7 +56,7 @@ class FloatRunner:
         self._kernels = {
             name: _scaled_kernel(conv, self._dtype) for name, conv in network.convs.items()
         }
-        self._sizes: set[tuple[int, int]] = set()
+        self._operators: dict[tuple[int, int], tuple[Operator, ...]] = {}
         self._last_reader: dict[str, int] = {}
         for k, operator in enumerate(network.graph.operators):
             self._last_reader.update(dict.fromkeys(operator.inputs, k))
@@ -67,14 +68,24 @@ class FloatRunner:
             DataError: images of another type or shape.
             UnknownResolutionError: of a size that the network does not serve.
         """
+        logits: NDArray[Any] = self.run_values(self._prepare(images), observe).numpy()
+        return logits
+
+    def run_values(self, values_in: torch.Tensor, observe: Observer | None = None) -> torch.Tensor:
+        """Logits [N, classes] of what the graph's input holds, [N, 3, H, W], whatever its values.
+
+        Raises:
+            UnknownResolutionError: of a size that the network does not serve.
+        """
         import torch
 
         graph = self.network.graph
+        operators = self._at(values_in.shape[2], values_in.shape[3])
         with torch.no_grad():
-            values = {graph.input: self._prepare(images)}
+            values = {graph.input: values_in.to(self._dtype)}
             if observe is not None:
                 observe(graph.input, values[graph.input])
-            for k, operator in enumerate(graph.operators):
+            for k, operator in enumerate(operators):
                 result = self._run(operator, [values[name] for name in operator.inputs])
                 values[operator.output] = result
                 if observe is not None:
@@ -82,8 +93,15 @@ class FloatRunner:
                 for name in set(operator.inputs):
                     if self._last_reader[name] == k and name != graph.output:
                         del values[name]
-            logits: NDArray[Any] = values[graph.output].flatten(1).numpy()
-        return logits
+            return values[graph.output].flatten(1)
+
+    def _at(self, height: int, width: int) -> tuple[Operator, ...]:
+        """The operators, their padding as numbers, for one input size."""
+        if (height, width) not in self._operators:
+            graph = self.network.graph
+            infer_shapes(graph, height, width)
+            self._operators[height, width] = fix_size(graph, height, width).operators
+        return self._operators[height, width]
 
     def _prepare(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Pixels minus the input offset, [N, 3, H, W] channels_last."""
@@ -94,10 +112,6 @@ class FloatRunner:
                 f"images are {images.dtype} of shape {list(images.shape)}; a network takes uint8 "
                 "[N, H, W, 3] in RGB; decode and resize them with patchdeploy.data"
             )
-        size = (images.shape[1], images.shape[2])
-        if size not in self._sizes:
-            infer_shapes(self.network.graph, *size)
-            self._sizes.add(size)
         pixels = torch.tensor(images).permute(0, 3, 1, 2)
         return pixels.to(self._dtype) - self.network.input_offset
 
@@ -156,7 +170,7 @@ def _convolve(
 ) -> torch.Tensor:
     import torch
 
-    top, bottom, left, right = conv.padding
+    top, bottom, left, right = conv.zeros
     padding = (top, left)
     if (top, left) != (bottom, right):
         x = torch.nn.functional.pad(x, (left, right, top, bottom))
@@ -181,7 +195,7 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 def _max_pool(pool: MaxPool, x: torch.Tensor) -> torch.Tensor:
     import torch
 
-    top, bottom, left, right = pool.padding
+    top, bottom, left, right = pool.zeros
     padding = (top, left)
     if (top, left) != (bottom, right) or top > pool.kernel[0] // 2 or left > pool.kernel[1] // 2:
         x = torch.nn.functional.pad(x, (left, right, top, bottom), value=float("-inf"))

@@ -13,7 +13,7 @@ follows no convolution is a depthwise 1x1 convolution: the writers then need few
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,15 @@ from patchdeploy.errors import UnknownResolutionError
 Activation = Literal["none", "relu", "relu6", "hard_sigmoid"]
 PointwiseKind = Literal["hard_swish", "sigmoid"]
 Padding = tuple[int, int, int, int]
+"""Zeros at (top, bottom, left, right)."""
+SizedPadding = Padding | Literal["same"]
+"""``same`` is TensorFlow's SAME, computed from the map's size (see `same_padding`)."""
 FloatArray = NDArray[np.float32]
+
+
+def _explicit(padding: SizedPadding) -> Padding:
+    assert padding != "same", "fix_size comes before whatever needs numbers"
+    return padding
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Conv2d:
         norm: the normalisation that follows, or None (then ``<name>.patch_scale`` and
             ``<name>.patch_bias`` are the explicit scale and bias that a patch may carry).
         kernel, stride, dilation: (height, width).
-        padding: zeros at (top, bottom, left, right).
+        padding: zeros at (top, bottom, left, right), or "same".
         activation: applied last. ``hard_sigmoid`` is relu6(x + 3) / 6.
         is_constant: the kernel is part of the graph (pooling, identity), never of a patch.
     """
@@ -64,7 +72,7 @@ class Conv2d:
     norm: Norm | None = None
     groups: int = 1
     stride: tuple[int, int] = (1, 1)
-    padding: Padding = (0, 0, 0, 0)
+    padding: SizedPadding = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     activation: Activation = "none"
     is_constant: bool = False
@@ -72,6 +80,11 @@ class Conv2d:
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.input,)
+
+    @property
+    def zeros(self) -> Padding:
+        """``padding`` of an operator whose input size is fixed (see `fix_size`)."""
+        return _explicit(self.padding)
 
     @property
     def is_depthwise(self) -> bool:
@@ -129,12 +142,22 @@ class MaxPool:
     output: str
     kernel: tuple[int, int]
     stride: tuple[int, int]
-    padding: Padding = (0, 0, 0, 0)
+    padding: SizedPadding = (0, 0, 0, 0)
     ceil_mode: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.input,)
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """(1, 1): taps are neighbours."""
+        return (1, 1)
+
+    @property
+    def zeros(self) -> Padding:
+        """As of `Conv2d`."""
+        return _explicit(self.padding)
 
 
 @dataclass(frozen=True)
@@ -173,6 +196,19 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class SizeLimit:
+    """Where a graph is right, of a network that computes something else at other sizes.
+
+    Attributes:
+        resolutions: square sides in pixels, ascending.
+        reason: what differs elsewhere, for people.
+    """
+
+    resolutions: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Graph:
     """Operators in topological order, and the base's parameters that they name.
 
@@ -187,6 +223,7 @@ class Graph:
         parameters: base tensors by state-dict name, float32.
         fixed_maps: by an operator's name, the (height, width), zeros around it included, that the
             map it reads must have: adaptive pooling to more than 1x1 became a window for it.
+        limit: the sizes that the graph is right at, where it is not right at all.
     """
 
     name: str
@@ -199,6 +236,7 @@ class Graph:
     channels: Mapping[str, int]
     parameters: Mapping[str, FloatArray]
     fixed_maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    limit: SizeLimit | None = None
 
     def convolutions(self) -> Iterator[Conv2d]:
         """Every convolution, in order: the order of the sites in a patch file."""
@@ -224,21 +262,61 @@ def window_output(
     return count
 
 
+def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """Zeros before and after a map of ``size`` so that ceil(size / stride) windows fit.
+
+    max((ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0) in all, the
+    smaller half before (TensorFlow, tf.nn.convolution, padding="SAME"; ONNX's SAME_UPPER).
+    """
+    reach = (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1
+    total = max(reach - size, 0)
+    return total // 2, total - total // 2
+
+
+def window_padding(operator: Conv2d | MaxPool, rows: int, columns: int) -> Padding:
+    """The zeros around a map of ``rows`` x ``columns`` that ``operator`` reads."""
+    if operator.padding != "same":
+        return operator.padding
+    (top, bottom), (left, right) = (
+        same_padding(size, operator.kernel[k], operator.stride[k], operator.dilation[k])
+        for k, size in enumerate((rows, columns))
+    )
+    return (top, bottom, left, right)
+
+
+def fix_size(graph: Graph, height: int, width: int) -> Graph:
+    """``graph`` for one input size: every "same" as numbers; itself where there is none.
+
+    Raises:
+        UnknownResolutionError: see `infer_shapes`.
+    """
+    windows = (Conv2d, MaxPool)
+    if not any(isinstance(o, windows) and o.padding == "same" for o in graph.operators):
+        return graph
+    shapes = infer_shapes(graph, height, width)
+    operators = tuple(
+        replace(o, padding=window_padding(o, *shapes[o.input][:2])) if isinstance(o, windows) else o
+        for o in graph.operators
+    )
+    return replace(graph, operators=operators)
+
+
 def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
     """(height, width, channels) of every value for an input of ``height`` x ``width`` pixels.
 
     Raises:
-        UnknownResolutionError: a map would be empty, a pooling was lowered for another map, or
-            the output would not be 1x1.
+        UnknownResolutionError: a map would be empty, a pooling was lowered for another map, the
+            output would not be 1x1, or the graph is not right at this size (`SizeLimit`).
     """
+    _check_limit(graph, height, width)
     shapes: dict[str, Shape] = {graph.input: (height, width, graph.channels[graph.input])}
     for operator in graph.operators:
         rows, columns, _ = shapes[operator.inputs[0]]
         if isinstance(operator, Conv2d | MaxPool):
-            top, bottom, left, right = operator.padding
+            top, bottom, left, right = window_padding(operator, rows, columns)
             padded = (rows + top + bottom, columns + left + right)
             _check_fixed_map(graph, operator.name, padded, f"{height}x{width} px")
-            dilation = operator.dilation if isinstance(operator, Conv2d) else (1, 1)
+            dilation = operator.dilation
             ceil_mode = isinstance(operator, MaxPool) and operator.ceil_mode
             kernel, stride = operator.kernel, operator.stride
             rows = window_output(rows, kernel[0], stride[0], top, bottom, dilation[0], ceil_mode)
@@ -252,9 +330,20 @@ def infer_shapes(graph: Graph, height: int, width: int) -> dict[str, Shape]:
             raise UnknownResolutionError(
                 f"{height}x{width} px would make {operator.name!r} {rows}x{columns}; every map "
                 "has at least one pixel and the scores are 1x1; choose another resolution, or "
-                "lower the base with example_px at this one"
+                "lower the base for this one"
             )
     return shapes
+
+
+def _check_limit(graph: Graph, height: int, width: int) -> None:
+    limit = graph.limit
+    if limit is not None and (height != width or height not in limit.resolutions):
+        listed = ", ".join(map(str, limit.resolutions))
+        raise UnknownResolutionError(
+            f"{height}x{width} px: base {graph.name!r} was lowered for {listed} px and computes "
+            f"something else at other sizes ({limit.reason}); choose one of these, or lower the "
+            "base for this size"
+        )
 
 
 def _check_fixed_map(graph: Graph, name: str, found: tuple[int, int], asked: str) -> None:
@@ -292,8 +381,8 @@ def largest_work(graph: Graph, sides: Iterable[int]) -> tuple[int, int]:
         for operator in graph.operators:
             rows, columns, channels = shapes[operator.inputs[0]]
             if isinstance(operator, Conv2d | MaxPool):
-                rows += operator.padding[0] + operator.padding[1]
-                columns += operator.padding[2] + operator.padding[3]
+                top, bottom, left, right = window_padding(operator, rows, columns)
+                rows, columns = rows + top + bottom, columns + left + right
             values = max(values, rows * columns * channels)
     return values, products
 

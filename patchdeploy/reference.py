@@ -8,7 +8,7 @@ on its own, and the NumPy executor, need nothing else; a phone needs none of it.
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from patchdeploy.documents import parse_tensor_notes
 from patchdeploy.errors import FileFormatError
 from patchdeploy.quantize.model import QuantizedBase
-from patchdeploy.reference_graph import FORMAT, read_base
+from patchdeploy.reference_graph import FORMAT, FORMAT_BY_SIZE, depends_on_size, read_base
 from patchdeploy.storage import sha256_hex
 
 _METADATA_KEY = "patchdeploy"
@@ -38,8 +38,9 @@ def save_reference(base: QuantizedBase) -> bytes:
         if name not in base.patch_owned:
             arrays[f"weight/{name}"] = np.ascontiguousarray(kernel)
     graph = base.graph
+    by_size = depends_on_size(graph)
     document = {
-        "format": FORMAT,
+        "format": FORMAT_BY_SIZE if by_size else FORMAT,
         "name": graph.name,
         "base_sha256": graph.base_sha256,
         "preprocessing": graph.preprocessing.to_json(),
@@ -52,6 +53,8 @@ def save_reference(base: QuantizedBase) -> bytes:
         "head_capacity": base.head_capacity,
         "input_zero_point": base.input_zero_point,
     }
+    if by_size:
+        document["limit"] = None if graph.limit is None else asdict(graph.limit)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return save(arrays, {_METADATA_KEY: text})
 

@@ -28,15 +28,21 @@ from patchdeploy.graph import (
     Norm,
     Operator,
     Pointwise,
+    SizedPadding,
+    SizeLimit,
 )
 from patchdeploy.quantize.model import QuantizedBase
 
 FORMAT = 1
+FORMAT_BY_SIZE = 2
+"""Of a graph with padding "same" or a `SizeLimit`, which readers of format 1 do not know."""
 MAX_NAME = 4096
 MAX_OPERATORS = 65_536
 MAX_CHANNELS = 1 << 20
 MAX_WINDOW = 4096
 """Of a kernel, a stride, a dilation and a padding, in pixels."""
+MAX_LIMITS = 64
+"""Resolutions that a graph can be limited to."""
 MAX_OWNED = 1 << 30
 """Elements of the kernels that tasks bring along."""
 _REMEDY = "copy the reference file again or export the base again"
@@ -60,13 +66,14 @@ def read_base(document: Field, arrays: Arrays) -> QuantizedBase:
     Raises:
         FileFormatError: naming the field or the array that breaks a rule.
     """
-    if type(document.value) is dict and document.value.get("format") != FORMAT:
+    found = document.value.get("format") if type(document.value) is dict else FORMAT
+    if found not in (FORMAT, FORMAT_BY_SIZE):
         raise FileFormatError(
-            f"reference file has format {document.value.get('format')!r:.80}; this version reads "
-            f"format {FORMAT}; export the base again or upgrade patchdeploy"
+            f"reference file has format {found!r:.80}; this version reads formats {FORMAT} and "
+            f"{FORMAT_BY_SIZE}; export the base again or upgrade patchdeploy"
         )
-    body = document.keys(_KEYS)
-    body["format"].integer(FORMAT, FORMAT)
+    body = document.keys(_KEYS if found == FORMAT else (*_KEYS, "limit"))
+    body["format"].integer(FORMAT, FORMAT_BY_SIZE)
     pairs = [pair.items(2, least=2) for pair in body["channels"].items(MAX_OPERATORS, least=2)]
     graph = Graph(
         name=body["name"].short_text(MAX_NAME),
@@ -78,7 +85,10 @@ def read_base(document: Field, arrays: Arrays) -> QuantizedBase:
         operators=tuple(_operator(one) for one in body["operators"].items(MAX_OPERATORS, least=1)),
         channels={_name(value): count.integer(1, MAX_CHANNELS) for value, count in pairs},
         parameters={},
+        limit=_limit(body["limit"]) if "limit" in body else None,
     )
+    if depends_on_size(graph) != (found == FORMAT_BY_SIZE):
+        body["format"].refuse(f"{FORMAT_BY_SIZE} where padding or a limit depends on the size")
     if len(graph.channels) < len(pairs):
         body["channels"].refuse("pairs of a value and its channels, each value once")
     _check_graph(graph)
@@ -101,6 +111,22 @@ def read_base(document: Field, arrays: Arrays) -> QuantizedBase:
         head_capacity=capacity,
         input_zero_point=body["input_zero_point"].integer(-128, 127),
     )
+
+
+def depends_on_size(graph: Graph) -> bool:
+    """Whether ``graph`` has padding "same" or a `SizeLimit`."""
+    windows = (o for o in graph.operators if isinstance(o, Conv2d | MaxPool))
+    return graph.limit is not None or any(window.padding == "same" for window in windows)
+
+
+def _limit(value: Field) -> SizeLimit | None:
+    if value.value is None:
+        return None
+    body = value.keys(("resolutions", "reason"))
+    sides = [px.integer(1, MAX_WINDOW) for px in body["resolutions"].items(MAX_LIMITS, least=1)]
+    if sides != sorted(set(sides)):
+        body["resolutions"].refuse("ascending, each once")
+    return SizeLimit(tuple(sides), body["reason"].short_text(MAX_NAME))
 
 
 def _preprocessing(value: Field) -> Preprocessing:
@@ -209,7 +235,9 @@ def _pair(value: Field) -> tuple[int, int]:
     return high.integer(1, MAX_WINDOW), wide.integer(1, MAX_WINDOW)
 
 
-def _padding(value: Field) -> tuple[int, int, int, int]:
+def _padding(value: Field) -> SizedPadding:
+    if value.value == "same":
+        return "same"
     top, bottom, left, right = (one.integer(0, MAX_WINDOW) for one in value.items(4, least=4))
     return top, bottom, left, right
 

@@ -101,7 +101,7 @@ def network(name: str) -> BaseUnderTest:
 @cache
 def lowered(name: str) -> Graph:
     """The case's graph, lowered once per process."""
-    return lower_base(network(name), NETWORKS[name].traced_px)
+    return lower_base(network(name), [NETWORKS[name].traced_px])
 
 
 def perturbed_patch(module: torch.nn.Module, seed: int = 1) -> dict[str, NDArray[np.float32]]:

@@ -143,11 +143,11 @@ def test_scale_and_bias_follow_the_formulas(seed, exponent):
 
 
 NORM_ARGUMENTS = ("running_mean", "running_var", "weight", "bias")
-FOLDING_GRAPH = lower_base(one_conv_base(), 8)
+FOLDING_GRAPH = lower_base(one_conv_base(), [8])
 
 
 def test_explicit_scale_and_bias_apply_after_the_convolutions_bias():
-    graph = lower_base(one_conv_base(), 8)
+    graph = lower_base(one_conv_base(), [8])
     scale, bias = np.array([2.0, -1.0, 0.5, 0.0]), np.array([1.0, 2.0, 3.0, 4.0])
     conv = fold_patch(graph, {"3.patch_scale": scale, "3.patch_bias": bias}).convs["3"]
     np.testing.assert_array_equal(conv.scale, scale)
@@ -196,7 +196,7 @@ def test_a_patch_means_after_folding_what_it_means_in_training():
 
 
 def test_a_normalisation_without_gamma_and_beta_folds_and_may_be_given_them():
-    graph = lower_base(one_conv_base(affine=False), 8)
+    graph = lower_base(one_conv_base(affine=False), [8])
     assert "1.weight" not in graph.parameters
     plain = fold_patch(graph).convs["0"]
     np.testing.assert_array_equal(plain.scale, np.full(6, 1 / np.sqrt(1 + 1e-5)))
@@ -237,7 +237,7 @@ def test_preprocessing_folds_exactly_where_nothing_is_padded(order, groups):
     preprocessing = replace(IMAGENET, channel_order=order)
     base = one_conv_base(preprocessing, groups=groups)
     images = noise_images(3, 9, 7)
-    folded = fold_patch(lower_base(base, 8))
+    folded = fold_patch(lower_base(base, [8]))
     logits = FloatRunner(folded, "float64")(images)
     # W / (255 std) is rounded to float32 once, 2^-24 of kernels that sum to below 30 in
     # magnitude on normalised inputs below 2.7: 30 * 2.7 * 2^-24, passed on by a mean and a
@@ -264,7 +264,7 @@ def first_layer(base: BaseUnderTest, folded: FoldedNetwork, images: np.ndarray):
 
 def test_at_a_padded_border_the_difference_stays_within_its_bound_and_inside_there_is_none():
     base = one_conv_base(IMAGENET, padding=1)
-    folded = fold_patch(lower_base(base, 8))
+    folded = fold_patch(lower_base(base, [8]))
     result, expected = first_layer(base, folded, noise_images(2, 9, 9))
     difference = np.abs(result - expected).max(axis=0)
     rounding = 30 * 2.7 * 2.0**-24  # as above
@@ -278,7 +278,7 @@ def test_at_a_padded_border_the_difference_stays_within_its_bound_and_inside_the
 @pytest.mark.parametrize("mean", [(128 / 255,) * 3, (0.0, 0.0, 0.0)])
 def test_a_padded_border_is_exact_when_255_mean_is_one_integer(mean):
     base = one_conv_base(replace(IMAGENET, mean=mean), padding=1)
-    folded = fold_patch(lower_base(base, 8))
+    folded = fold_patch(lower_base(base, [8]))
     assert border_error_bound(folded).max() <= 1e-12  # 255 * (128 / 255) in float64
     result, expected = first_layer(base, folded, noise_images(2, 9, 9))
     np.testing.assert_allclose(result, expected, rtol=0, atol=30 * 4.5 * 2.0**-24)
@@ -286,7 +286,7 @@ def test_a_padded_border_is_exact_when_255_mean_is_one_integer(mean):
 
 def test_an_exact_border_is_bought_with_an_identity_after_the_input():
     base = one_conv_base(IMAGENET, padding=1)
-    folded = fold_patch(lower_base(base, 8, exact_border=True))
+    folded = fold_patch(lower_base(base, [8], exact_border=True))
     assert border_error_bound(folded).max() == 0
     result, expected = first_layer(base, folded, noise_images(2, 9, 9))
     np.testing.assert_allclose(result, expected, rtol=0, atol=30 * 2.7 * 2.0**-24)
@@ -300,7 +300,7 @@ def test_the_input_offset_is_the_rounded_mean_pixel():
 
 
 def test_a_head_of_another_size_brings_its_own_classes():
-    graph = lower_base(one_conv_base(), 8)
+    graph = lower_base(one_conv_base(), [8])
     head = {"3.weight": np.ones((7, 6, 1, 1)), "3.bias": np.arange(7.0)}
     folded = fold_patch(graph, head)
     assert folded.classes == 7
@@ -316,7 +316,7 @@ def message_of(error: type[Exception], call) -> str:
 
 
 def test_bad_tensors_are_named_with_rule_and_remedy():
-    graph = lower_base(one_conv_base(), 8)
+    graph = lower_base(one_conv_base(), [8])
     nan = np.array([1, np.nan, 1, np.inf, 1, 1])
     cases = [
         (
@@ -360,7 +360,7 @@ def test_bad_tensors_are_named_with_rule_and_remedy():
 
 
 def test_a_nan_in_the_base_itself_is_found():
-    graph = lower_base(one_conv_base(), 8)
+    graph = lower_base(one_conv_base(), [8])
     kernel = graph.parameters["0.weight"].copy()
     kernel[0, 0, 0, 0] = np.nan
     broken = replace(graph, parameters={**graph.parameters, "0.weight": kernel})

@@ -162,7 +162,7 @@ def test_mobilenet_v2_at_224_costs_300_774_272_multiply_accumulates():
     import torchvision
 
     module = torchvision.models.mobilenet_v2(weights=None).eval()
-    graph = lower_base(BaseUnderTest(module, Preprocessing(), "classifier.1"), 64)
+    graph = lower_base(BaseUnderTest(module, Preprocessing(), "classifier.1"), [64])
     assert count_macs(graph, 224, 224) == 300_774_272
     assert count_macs(graph, 96, 96) < 300_774_272 * 96 * 96 / 224 / 224 * 1.05
 
@@ -177,7 +177,7 @@ def test_a_resolution_that_does_not_fit_is_refused():
         infer_shapes(branching_graph(), 10, 8)
     assert str(caught.value) == (
         "10x8 px would make 'head' 2x1; every map has at least one pixel and the scores are 1x1; "
-        "choose another resolution, or lower the base with example_px at this one"
+        "choose another resolution, or lower the base for this one"
     )
     with pytest.raises(UnknownResolutionError, match="would make 'head' 1x0"):
         infer_shapes(branching_graph(), 8, 6)

@@ -238,7 +238,7 @@ RULES: dict[str, tuple[Body, str, int]] = {
 def test_a_rule_keeps_the_modules_meaning_at_another_resolution(rule):
     body, operators, channels = RULES[rule]
     base = block(body, channels)
-    graph = lower_base(base, 14)
+    graph = lower_base(base, [14])
     images = noise_images(3, 17, 12)
     expected = unfolded_logits(base, {}, images)
     logits = FloatRunner(fold_patch(graph), "float64")(images)
@@ -329,7 +329,7 @@ def test_mobilenet_v2_has_the_papers_52_normalisations_of_17056_channels():
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x1_0"])
 def test_the_size_of_the_example_does_not_change_the_graph(name):
     # At 32 px the last maps are 1x1, where a factor and a map look alike.
-    other = lower_base(network(name), 32)
+    other = lower_base(network(name), [32])
     assert other.operators == lowered(name).operators
     assert other.channels == lowered(name).channels
 
@@ -337,7 +337,7 @@ def test_the_size_of_the_example_does_not_change_the_graph(name):
 def test_lowering_leaves_the_base_as_it_was():
     base = block(lambda m, x: m.norm(m.conv(x)))
     before = {name: value.clone() for name, value in base.module.state_dict().items()}
-    graph = lower_base(base, 14)
+    graph = lower_base(base, [14])
     for array in graph.parameters.values():
         array += 1
     assert not base.module.training
@@ -350,7 +350,7 @@ def test_a_flattened_map_becomes_a_convolution_for_that_resolution_alone():
         return F.relu(m.wide(torch.flatten(F.adaptive_avg_pool2d(m.conv(x), 3), 1)))
 
     base = block(body)
-    graph = lower_base(base, 14)
+    graph = lower_base(base, [14])
     wide = next(c for c in graph.convolutions() if c.name == "wide")
     assert (wide.kernel, wide.in_channels, wide.padding) == ((3, 3), 8, (0, 0, 0, 0))
     images = noise_images(2, 14, 14)
@@ -379,7 +379,7 @@ def test_the_input_feeds_exactly_one_convolution_that_takes_the_preprocessing(bo
     module.forward = lambda x: body(module, x)
     preprocessing = replace(EXACT, channel_order=order, std=(0.25, 0.5, 1.0))
     base = replace(base, preprocessing=preprocessing)
-    graph = lower_base(base, 14)
+    graph = lower_base(base, [14])
     assert [type(o) for o in graph.consumers(graph.input)] == [Conv2d]
     images = noise_images(2, 9, 11)
     expected = unfolded_logits(base, {}, images)
@@ -403,7 +403,7 @@ def test_torchvisions_transform_input_becomes_part_of_the_preprocessing():
 
 def message_of(base: BaseUnderTest, error: type[Exception], px: int = 14) -> str:
     with pytest.raises(error) as caught:
-        lower_base(base, px)
+        lower_base(base, [px])
     return str(caught.value)
 
 
@@ -465,8 +465,9 @@ REFUSED: dict[str, tuple[Body, str]] = {
     ),
     "spatial slice": (
         lambda m, x: x[:, :, 1:],
-        "aten.slice.Tensor at the root Block: dim=2; the nearest supported form is the same "
-        "operator on dim=1, the channels",
+        "aten.slice.Tensor at the root Block: it cuts a map from 14 to 13 pixels; the nearest "
+        "supported form is a size at which nothing is cut, or images that are cut before the "
+        "network",
     ),
     "computed kernel": (
         lambda m, x: F.conv2d(x, m.point.weight.clamp(0, 1)),

@@ -29,8 +29,8 @@ from patchdeploy.graph import (
     MaxPool,
     Mul,
     Operator,
-    Padding,
     Pointwise,
+    SizedPadding,
 )
 from patchdeploy_onnx.clamps import Interval
 from patchdeploy_onnx.model_file import MICROSOFT
@@ -78,10 +78,12 @@ def unsupported(operator: object) -> UnsupportedOperatorError:
     )
 
 
-def onnx_pads(padding: Padding) -> list[int]:
-    """(top, bottom, left, right) -> ONNX's [top, left, bottom, right]."""
+def pad_attributes(padding: SizedPadding) -> dict[str, Any]:
+    """ONNX's pads are [top, left, bottom, right]; SAME_UPPER puts the odd zero behind."""
+    if padding == "same":
+        return {"auto_pad": "SAME_UPPER"}
     top, bottom, left, right = padding
-    return [top, left, bottom, right]
+    return {"pads": [top, left, bottom, right]}
 
 
 def conv_attributes(conv: Conv2d) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def conv_attributes(conv: Conv2d) -> dict[str, Any]:
     return {
         "kernel_shape": list(conv.kernel),
         "strides": list(conv.stride),
-        "pads": onnx_pads(conv.padding),
+        **pad_attributes(conv.padding),
         "dilations": list(conv.dilation),
         "group": conv.groups,
     }
@@ -100,7 +102,7 @@ def pool_attributes(pool: MaxPool) -> dict[str, Any]:
     return {
         "kernel_shape": list(pool.kernel),
         "strides": list(pool.stride),
-        "pads": onnx_pads(pool.padding),
+        **pad_attributes(pool.padding),
         "ceil_mode": int(pool.ceil_mode),
     }
 

@@ -40,6 +40,15 @@ class SizeNames:
         if isinstance(size, int):
             return window_output(size, 1, stride, pad_before, excess + 1 - pad_before, 1, ceil)
         key = (size, stride, excess, pad_before, ceil) if ceil else (size, stride, excess)
+        return self._name(*key)
+
+    def same(self, size: Dim, stride: int) -> Dim:
+        """Size after a window with padding "same": ceil(size / stride) = floor((size - 1) /
+        stride) + 1, which is also the window of one tap without padding.
+        """
+        return self.window(size, stride, -1, 0, False)
+
+    def _name(self, *key: object) -> Dim:
         return self._names.setdefault(key, f"{self.axis}_{len(self._names) + 1}")
 
 
@@ -51,7 +60,10 @@ def symbolic_sizes(graph: Graph, rows: Mapping[str, int]) -> dict[str, Dims]:
         rows: output channels by convolution, which for the head is its capacity.
     """
     names = (SizeNames(HEIGHT), SizeNames(WIDTH))
-    sizes: dict[str, Dims] = {graph.input: (BATCH, HEIGHT, WIDTH, graph.channels[graph.input])}
+    rows_in, columns_in = _input_sides(graph)
+    sizes: dict[str, Dims] = {
+        graph.input: (BATCH, rows_in, columns_in, graph.channels[graph.input])
+    }
     for operator in graph.operators:
         _, height, width, channels = sizes[operator.inputs[0]]
         if isinstance(operator, GlobalAvgPool):
@@ -69,9 +81,18 @@ def symbolic_sizes(graph: Graph, rows: Mapping[str, int]) -> dict[str, Dims]:
     return sizes
 
 
+def _input_sides(graph: Graph) -> tuple[Dim, Dim]:
+    """Free, unless the graph is right at one size alone: then a runtime refuses every other."""
+    if graph.limit is not None and len(graph.limit.resolutions) == 1:
+        return graph.limit.resolutions[0], graph.limit.resolutions[0]
+    return HEIGHT, WIDTH
+
+
 def _window(names: SizeNames, operator: Conv2d | MaxPool, axis: int, size: Dim) -> Dim:
     dilation = operator.dilation[axis] if isinstance(operator, Conv2d) else 1
     ceil = isinstance(operator, MaxPool) and operator.ceil_mode
+    if operator.padding == "same":
+        return names.same(size, operator.stride[axis])
     before, after = operator.padding[2 * axis : 2 * axis + 2]
     excess = before + after - dilation * (operator.kernel[axis] - 1) - 1
     return names.window(size, operator.stride[axis], excess, before, ceil)

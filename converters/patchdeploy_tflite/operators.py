@@ -28,6 +28,7 @@ from patchdeploy.graph import (
     Padding,
     Pointwise,
     Shape,
+    fix_size,
     infer_shapes,
 )
 from patchdeploy_tflite.padding import Axis, WindowPadding, choose_padding, never_negative
@@ -152,6 +153,7 @@ def draft_subgraph(graph: Graph, px: int, numbers: Numbers, rows: int) -> Subgra
     Raises:
         UnknownResolutionError: the network cannot run at this size.
     """
+    graph = fix_size(graph, px, px)
     shapes = infer_shapes(graph, px, px)
     shapes[graph.output] = (1, 1, rows)
     draft = Draft(graph, shapes, numbers, Subgraph(f"classify_{px}"), {}, never_negative(graph))
@@ -170,7 +172,7 @@ def _window(draft: Draft, operator: Conv2d | MaxPool, dilation: tuple[int, int])
             output=made[axis],
             span=dilation[axis] * (operator.kernel[axis] - 1) + 1,
             stride=operator.stride[axis],
-            before=operator.padding[2 * axis],
+            before=operator.zeros[2 * axis],
         )
         for axis in (0, 1)
     ]

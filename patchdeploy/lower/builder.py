@@ -128,15 +128,21 @@ class Call:
 
 @dataclass
 class Builder:
-    """Collects raw operators in topological order while the network is walked."""
+    """Collects raw operators in topological order while the network is walked.
+
+    ``windows`` and ``whole`` are those of `program.Lowered`.
+    """
 
     reserved: frozenset[str] = frozenset()
+    fixed_windows: frozenset[str] = frozenset()
     operators: list[RawOperator] = field(default_factory=list)
     channels: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, FloatArray] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     selected: dict[tuple[str, tuple[int, ...]], str] = field(default_factory=dict)
     fixed_maps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    windows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
 
     def site_name(self, path: str) -> str:
         """``path``, with a number behind it where the module is called more than once."""

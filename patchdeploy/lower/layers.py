@@ -162,8 +162,18 @@ def _average(
     padding: Padding,
     divisor: int,
 ) -> Value:
-    """A fixed window's mean: a depthwise convolution with the constant kernel 1/divisor."""
+    """A window's mean: a depthwise convolution with the constant kernel 1/divisor.
+
+    A window over the whole map is the global mean, unless ``builder.fixed_windows`` names it: a
+    kernel that was computed from the map's size is another one at another size.
+    """
     name = builder.name(call, "average")
+    builder.windows[name] = kernel
+    whole = kernel == (value.height, value.width) and divisor == math.prod(kernel)
+    if whole and not any(padding) and not value.pooled:
+        builder.whole.add(name)
+        if name not in builder.fixed_windows:
+            return _global_average(builder, call, value)
     channels = value.channels
     ones = np.full((channels, 1, *kernel), 1.0 / divisor, np.float32)
     conv = Conv2d(

@@ -201,7 +201,8 @@ def _takes_padding(reader: RawOperator, producer: RawOperator | None, pad: RawPa
 
 def _pad_more(reader: RawOperator, pad: RawPad) -> RawOperator:
     assert isinstance(reader, Conv2d | RawPad | MaxPool)
-    a, b = reader.padding, pad.padding
+    a = reader.padding if isinstance(reader, RawPad) else reader.zeros
+    b = pad.padding
     total = (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3])
     return replace(reader, input=pad.input, padding=total)
 

@@ -1,15 +1,16 @@
-"""A base's torch module -> the neutral graph, by rules for operators, not for models.
+"""A base's torch module -> the neutral graph at one input size, by rules for operators.
 
-In: a `Base` (module in eval mode, preprocessing, content hash). Out: a `graph.Graph` that
-serves every resolution. `torch.export` traces the module once; `lower.rules` says what each
-ATen operator means; `lower.passes` merges paddings, normalisations and activations into the
-convolutions. An operator without a rule is named with its module path.
+In: a `Base` (module in eval mode, preprocessing, content hash). Out: a `Lowered`: the graph as it
+is at that size; `lower.sizes` makes one graph of several. `torch.export` traces the module;
+`lower.rules` says what each ATen operator means; `lower.passes` merges paddings, normalisations
+and activations into the convolutions. An operator without a rule is named with its module path.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,22 +32,68 @@ EXAMPLE_BATCH = 2
 """Not 1: a squeeze() without dimensions would drop the batch."""
 
 
-def lower_base(base: Base, example_px: int | None = None, exact_border: bool = False) -> Graph:
-    """Lower ``base`` to a graph.
+@dataclass(frozen=True)
+class Lowered:
+    """A network as it is at one input size.
 
-    Args:
-        base: the network; its module must be in eval mode.
-        example_px: side of the example image; the base's input size unless given. It matters
-            only to networks that flatten a map (VGG): these serve that resolution alone.
-        exact_border: put a 1x1 identity convolution after the input, so that normalisation is
-            exact also where the first convolution pads with zeros (see `fold.fold_patch`).
+    Attributes:
+        graph: right at that size.
+        windows: average poolings, by the name that they have as a window, and their kernels.
+        whole: those of them that average the whole map.
+    """
+
+    graph: Graph
+    windows: Mapping[str, tuple[int, int]]
+    whole: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What `torch.export` says of a network at one input size."""
+
+    base: Base
+    program: torch.export.ExportedProgram
+
+    def lower(
+        self, fixed_windows: frozenset[str] = frozenset(), exact_border: bool = False
+    ) -> Lowered:
+        """The graph at this size.
+
+        Args:
+            fixed_windows: average poolings that keep their window though it is the whole map here.
+            exact_border: put a 1x1 identity convolution after the input, so that normalisation is
+                exact also where the first convolution pads with zeros (see `fold.fold_patch`).
+
+        Raises:
+            UnsupportedOperatorError: an operator, or a setting of one, that has no rule.
+            BaseError: the network's output is not class scores, or its head is no convolution.
+        """
+        builder, output = _walk(self.program, self.base, fixed_windows)
+        graph = _finish(self.base, builder, output, exact_border)
+        return Lowered(graph, dict(builder.windows), frozenset(builder.whole))
+
+
+def trace_base(base: Base, px: int) -> Trace:
+    """Trace ``base`` on images of ``px`` x ``px``.
 
     Raises:
-        UnsupportedOperatorError: an operator, or a setting of one, that has no rule.
-        BaseError: the network's output is not class scores, or its head is not a convolution.
+        UnsupportedOperatorError: torch.export does not take the module.
     """
-    program = _export(base, example_px or base.preprocessing.input_size)
-    raw = simplify(_walk(program, base), exact_border)
+    return Trace(base, _export(base, px))
+
+
+def _finish(base: Base, builder: Builder, output: str, exact_border: bool) -> Graph:
+    """The builder's operators after all passes, as a graph."""
+    raw = RawGraph(
+        IMAGE,
+        output,
+        tuple(builder.operators),
+        builder.channels,
+        builder.parameters,
+        base.preprocessing,
+        builder.fixed_maps,
+    )
+    raw = simplify(raw, exact_border)
     operators: tuple[Operator, ...] = tuple(o for o in raw.operators if isinstance(o, Operator))
     assert len(operators) == len(raw.operators)
     if not any(isinstance(o, Conv2d) and o.name == base.head_name for o in operators):
@@ -83,13 +130,15 @@ def _export(base: Base, example_px: int) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _walk(program: torch.export.ExportedProgram, base: Base) -> RawGraph:
-    """Apply a rule to every call that the output depends on."""
+def _walk(
+    program: torch.export.ExportedProgram, base: Base, fixed_windows: frozenset[str]
+) -> tuple[Builder, str]:
+    """Apply a rule to every call that the output depends on; the output is the name of a value."""
     nodes = list(program.graph.nodes)
     _refuse_hidden_writes(nodes)
     wanted = _needed(nodes)
     paths = {key.rpartition(".")[0] for key in program.state_dict}
-    builder = Builder(reserved=frozenset(paths), used={IMAGE})
+    builder = Builder(reserved=frozenset(paths), fixed_windows=fixed_windows, used={IMAGE})
     builder.channels[IMAGE] = 3
     results: dict[torch.fx.Node, Any] = {}
     tensors = _parameters(program)
@@ -107,16 +156,7 @@ def _walk(program: torch.export.ExportedProgram, base: Base) -> RawGraph:
                 nearest = NEAREST.get(_rule_name(node).lstrip("_"), SUPPORTED)
                 raise call.refuse("no lowering rule for this operator", nearest)
             results[node] = rule(builder, call)
-    output = _output(nodes[-1], results, base)
-    return RawGraph(
-        IMAGE,
-        builder.read(output),
-        tuple(builder.operators),
-        builder.channels,
-        builder.parameters,
-        base.preprocessing,
-        builder.fixed_maps,
-    )
+    return builder, builder.read(_output(nodes[-1], results, base))
 
 
 def _parameters(program: torch.export.ExportedProgram) -> dict[str, Parameter]:

@@ -66,12 +66,25 @@ def slice_channels(builder: Builder, call: Call) -> Value:
     dim = int(call["dim"]) % rank
     if start == 0 and step == 1 and (end is None or end >= 2**31):
         return value
+    if not value.flat and dim >= rank - 2:
+        return _crop(call, value, value.height if dim == rank - 2 else value.width)
     axis = _channel_axis(call, value) if dim else -1
     if axis < 0:
         raise call.refuse("it slices the batch", "whole batches")
     index = [slice(None)] * value.order.ndim
     index[axis] = slice(start, end, step)
     return replace(value, order=value.order[tuple(index)])
+
+
+def _crop(call: Call, value: Value, length: int) -> Value:
+    """The whole map: a network that cuts its maps to a multiple does nothing at a multiple."""
+    kept = range(length)[call["start"] : call["end"] : call["step"]]
+    if len(kept) != length:
+        raise call.refuse(
+            f"it cuts a map from {length} to {len(kept)} pixels",
+            "a size at which nothing is cut, or images that are cut before the network",
+        )
+    return value
 
 
 def select_channel(builder: Builder, call: Call) -> Value:

@@ -35,10 +35,10 @@ def convolve(
     """
     dtype = accumulator_dtype(zero_point, kernel, bias)
     centred = np.subtract(x, zero_point, dtype=dtype)
-    if conv.kernel == (1, 1) and conv.stride == (1, 1) and not any(conv.padding):
+    if conv.kernel == (1, 1) and conv.stride == (1, 1) and not any(conv.zeros):
         padded = centred
     else:
-        padded = _pad(centred, conv.padding, 0)
+        padded = _pad(centred, conv.zeros, 0)
     if conv.is_depthwise:
         return _depthwise(padded, kernel, bias, conv)
     return _grouped(padded, kernel, bias, conv)
@@ -139,7 +139,7 @@ def max_pool(x: Int8Array, pool: MaxPool) -> Int8Array:
 
     ``ceil_mode`` windows that reach past the padded end see the lowest code there, too.
     """
-    top, bottom, left, right = pool.padding
+    top, bottom, left, right = pool.zeros
     sizes = []
     for k, (before, after) in enumerate(((top, bottom), (left, right))):
         kernel, stride, size = pool.kernel[k], pool.stride[k], x.shape[1 + k]

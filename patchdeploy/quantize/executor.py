@@ -23,6 +23,7 @@ from patchdeploy.graph import (
     MaxPool,
     Mul,
     Operator,
+    fix_size,
     tied_values,
 )
 from patchdeploy.quantize.arithmetic import (
@@ -107,7 +108,7 @@ def _groups(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 def _run_group(run: _Run, images: NDArray[np.uint8], observe: Observer | None) -> Int8Array:
-    graph = run.base.graph
+    graph = fix_size(run.base.graph, images.shape[1], images.shape[2])
     last_use = {value: k for k, op in enumerate(graph.operators) for value in op.inputs}
     values = {graph.input: (images.astype(np.int16) - 128).astype(np.int8)}
     if observe is not None:

@@ -26,7 +26,7 @@ from patchdeploy.errors import (
     WrongBaseError,
 )
 from patchdeploy.fold import FoldedConv, FoldedNetwork
-from patchdeploy.graph import Conv2d, Shape, infer_shapes, tied_values, window_output
+from patchdeploy.graph import Conv2d, Shape, fix_size, infer_shapes, tied_values, window_output
 from patchdeploy.quantize.base import orient, quantize_kernel, row_signs
 from patchdeploy.quantize.model import (
     ActivationParams,
@@ -81,7 +81,7 @@ def quantize_variant(
         QuantizationError: a range is missing or not finite, or a scale cannot be represented.
     """
     _check_fits(base, network, task)
-    graph = base.graph
+    graph = fix_size(base.graph, resolution, resolution)
     means = ranges.means if bias_correction and isinstance(ranges, Calibration) else {}
     shapes = infer_shapes(graph, resolution, resolution) if means else {}
     taps = {
@@ -198,7 +198,7 @@ def mean_by_tap(conv: Conv2d, x_mean: Float64Array, shape: Shape) -> Float64Arra
         float64 [kh, kw, C].
     """
     shares = []
-    for k, (before, after) in enumerate((conv.padding[:2], conv.padding[2:])):
+    for k, (before, after) in enumerate((conv.zeros[:2], conv.zeros[2:])):
         size, stride, dilation = shape[k], conv.stride[k], conv.dilation[k]
         count = window_output(size, conv.kernel[k], stride, before, after, dilation, False)
         starts = np.arange(count) * stride - before

@@ -49,17 +49,24 @@ class Int8Plan:
     Attributes:
         calibration: the task's training images; give `export` the same, for the same ranges.
         float_share: of the epochs, in [0, 1], that run in float before.
+        resolutions: those that will be exported together, in pixels; empty: the one that trains.
     """
 
     calibration: ImageDataset
     float_share: float = FLOAT_SHARE
-    _lowered: dict[str, Graph] = field(default_factory=dict)
+    resolutions: tuple[int, ...] = ()
+    _lowered: dict[tuple[str, tuple[int, ...]], Graph] = field(default_factory=dict)
 
-    def lower(self, base: Base) -> Graph:
-        """``base`` lowered, once for all resolutions."""
-        if base.sha256 not in self._lowered:
-            self._lowered[base.sha256] = lower_base(base)
-        return self._lowered[base.sha256]
+    def lower(self, base: Base, px: int) -> Graph:
+        """``base`` lowered for ``px`` as `export` lowers it, once for all resolutions.
+
+        Raises:
+            PatchdeployError: see `lower.lower_base`.
+        """
+        sides = self.resolutions if px in self.resolutions else (px,)
+        if (base.sha256, sides) not in self._lowered:
+            self._lowered[base.sha256, sides] = lower_base(base, sides)
+        return self._lowered[base.sha256, sides]
 
 
 @dataclass(frozen=True)
@@ -153,12 +160,12 @@ def open_int8(
 
     Raises:
         ConfigError: a setting that int8 cannot follow, or a method without an int8 form.
-        UnsupportedOperatorError: the base cannot be lowered.
+        UnsupportedOperatorError, LoweringMismatchError: the base cannot be lowered.
     """
     plan = _check(model, task, plan, config)
     depthwise = "depthwise" in model.config(task).kinds
     # One row of the head for each class: how many spare rows an export has changes no score.
-    quantized = quantize_base(plan.lower(model.base), len(model.classes(task)), depthwise)
+    quantized = quantize_base(plan.lower(model.base, px), len(model.classes(task)), depthwise)
     settings = CalibrationConfig()
     chosen = spread(plan.calibration, settings.images)
     return Int8Forward(

@@ -41,6 +41,7 @@ from patchdeploy.graph import (
     Operator,
     Padding,
     Pointwise,
+    fix_size,
     window_output,
 )
 from patchdeploy.quantize.arithmetic import INT8_MAX, INT8_MIN, activation_bounds
@@ -115,7 +116,7 @@ class Int8Network:
             return self._run(step, pixels, observe)
 
     def _run(self, step: _Step, pixels: Tensor, observe: Observer | None) -> Tensor:
-        graph = self.base.graph
+        graph = fix_size(self.base.graph, pixels.shape[2], pixels.shape[3])
         last_use = {value: k for k, op in enumerate(graph.operators) for value in op.inputs}
         offset = float(self.base.input_zero_point + 128)
         values = {graph.input: (pixels - offset).contiguous(memory_format=torch.channels_last)}
@@ -238,9 +239,9 @@ def _bounds(activation: Activation, params: ActivationParams) -> tuple[float, fl
 def _run_conv(step: _Step, conv: Conv2d, x: Tensor) -> Tensor:
     rows, y = step.rows[conv.name], step.params[conv.output]
     dtype = torch.float64 if conv.name in step.wide else torch.float32
-    padding = (conv.padding[0], conv.padding[2])
-    if padding != (conv.padding[1], conv.padding[3]):
-        x, padding = _pad(x, conv.padding, 0.0), (0, 0)
+    padding = (conv.zeros[0], conv.zeros[2])
+    if padding != (conv.zeros[1], conv.zeros[3]):
+        x, padding = _pad(x, conv.zeros, 0.0), (0, 0)
     accumulator = functional.conv2d(
         x.to(dtype),
         rows.kernel.to(dtype),
@@ -264,7 +265,7 @@ def _pad(x: Tensor, padding: Padding, value: float) -> Tensor:
 
 def _max_pool(pool: MaxPool, x: Tensor, lowest: float) -> Tensor:
     """Padding counts as the lowest code; so does what a ceil_mode window reaches beyond it."""
-    top, bottom, left, right = pool.padding
+    top, bottom, left, right = pool.zeros
     more = []
     for k, (before, after) in enumerate(((top, bottom), (left, right))):
         kernel, stride, size = pool.kernel[k], pool.stride[k], x.shape[2 + k]

@@ -91,7 +91,7 @@ def retune_patch_int8(
     for px in sizes:
         patch.tensors(px)
     check_exportable(base, {patch.task: patch.classes}, sizes, config)
-    device, plan = choose_device(config), Int8Plan(images, float_share=0.0)
+    device, plan = choose_device(config), Int8Plan(images, 0.0, patch.resolutions)
     models = [PatchedModel(base, device) for _ in range(2)]
     for model in models:
         model.load_patch(replace(patch, config=replace(patch.config, statistics="frozen")))

@@ -146,7 +146,7 @@ def measure_patch(
         if not config.through_int8:
             top1, _ = evaluate(model, test, px, base)
         else:
-            plan = Int8Plan(task.train, float_share=0.0)
+            plan = Int8Plan(task.train, 0.0, patch.resolutions)
             network = open_int8(model, patch.task, px, plan, config, model)
             network.prepare()
             top1 = accuracy(network, make_samples(test, px, base, model.device), model.device)

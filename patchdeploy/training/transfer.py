@@ -102,8 +102,9 @@ def train_patch(
     model = PatchedModel(base, choose_device(config))
     metrics: dict[str, Any] = {"validation_top1": {}, "training_images": len(train)}
     before: dict[str, Tensor] | None = None
+    plan = Int8Plan(images, resolutions=tuple(sizes))
     with open_session(config.epochs * len(sizes), workers, run_dir, resume, quiet) as session:
-        run = TransferRun(model, name, config, teacher, session, Int8Plan(images))
+        run = TransferRun(model, name, config, teacher, session, plan)
         for px in sizes:
             model.add_task(name, images.classes, patch_config, px, start=before)
             samples = make_pair((train, held), px, base, model.device)

@@ -135,7 +135,7 @@ def test_lowered_and_folded_it_computes_what_the_patched_network_computes(name: 
     assert base.module.get_submodule("classifier").in_features == channels
     patch = perturbed_patch(base.module)
     images = noise_images(2, px, px)
-    found = FloatRunner(fold_patch(lower_base(base, px), patch), "float64")(images)
+    found = FloatRunner(fold_patch(lower_base(base, [px]), patch), "float64")(images)
     expected = unfolded_logits(base, patch, images)
     # A sum of K products is off by at most K u of the result for random signs (test_fold says
     # why), K <= 9 * 1024, u = 2^-53; how much of that reaches the scores is measured by moving
