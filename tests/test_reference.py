@@ -75,7 +75,12 @@ def test_an_unknown_operator_is_named():
 @pytest.mark.parametrize(
     "change",
     [
+        lambda d: d.update(format=3),
         lambda d: d.update(format=2),
+        lambda d: d.update(format=2, limit=None),
+        lambda d: d.update(format=2, limit={"resolutions": [48, 32], "reason": ""}),
+        lambda d: d.update(format=2, limit={"resolutions": ["32"], "reason": ""}),
+        lambda d: d["operators"][0].update(padding="same"),
         lambda d: d.pop("head"),
         lambda d: d["operators"][0].update(surprise=1),
         lambda d: d["preprocessing"].update(surprise=1),
