@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from patchdeploy.base import Base
 from patchdeploy.bundle import (
@@ -38,9 +42,10 @@ from patchdeploy.errors import (
     UnknownResolutionError,
     WrongBaseError,
 )
+from patchdeploy.export_record import ScoreFloat, measure_task
 from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph, infer_shapes
-from patchdeploy.lower import FloatScores, compare_patch, lower_base
+from patchdeploy.lower import FloatScores, compare_patch, lower_base, make_pictures
 from patchdeploy.patch import Patch
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, make_thumbnails
@@ -139,15 +144,15 @@ class Exporter:
         _check_variant(patch, resolution)
         return fold_patch(self.graph, patch.tensors(resolution), classes=len(patch.classes))
 
-    def score_float(self, patch: Patch, resolution: int, images: ImageDataset) -> FloatScores:
-        """What the patch's float network says to ``images``, once graph and module agree.
+    def score_float(self, patch: Patch, resolution: int, pixels: NDArray[np.uint8]) -> FloatScores:
+        """What the patch's float network says to ``pixels``, uint8 [n, px, px, 3], once graph and
+        module agree.
 
         Raises:
             UnknownResolutionError: the patch has no such variant.
             LoweringMismatchError: they do not agree.
         """
         _check_variant(patch, resolution)
-        pixels = images.at(resolution, self.graph.preprocessing)
         return compare_patch(self.base, self.graph, patch, resolution, pixels)
 
     def quantize(
@@ -176,7 +181,8 @@ class Exporter:
         sizes = tuple(resolutions or sorted(patch.variants))
         for resolution in sizes:
             infer_shapes(self.graph, resolution, resolution)
-            self.score_float(patch, resolution, spread(chosen, COMPARED_IMAGES))
+            few = spread(chosen, COMPARED_IMAGES)
+            self.score_float(patch, resolution, few.at(resolution, self.graph.preprocessing))
         values = {}
         for resolution in sizes:
             if progress is not None:
@@ -338,6 +344,7 @@ def export_bundle(
                 patch_file,
                 _calibration_of(patch, calibration),
                 _floats(exporter, patch, chosen, float_files),
+                partial(exporter.score_float, patch),
                 coding,
                 (validation or {}).get(patch.task),
                 Release() if signing is None else signing.release(1),
@@ -351,6 +358,7 @@ def _add(
     patch_file: PatchFile,
     calibration: ImageDataset,
     floats: Mapping[str, Any],
+    score_float: ScoreFloat,
     coding: CodingConfig | None,
     validation: ImageDataset | None,
     release: Release,
@@ -381,10 +389,12 @@ def _add(
             probe_score=make_scorer(bundle, probed, len(patch_file.classes)),
         )
         patch_file, steps = replace(patch_file, values=choice.values), choice.steps
+    record = measure_task(bundle, patch_file, calibration, score_float, progress)
     return add_task(
         bundle.path,
         patch_file,
         float_files=floats,
+        float_scores=record.to_bytes(),
         steps=steps,
         release=release,
         thumbnails=thumbnails,
@@ -472,6 +482,7 @@ def export_patch(
         patch_file,
         calibration,
         floats,
+        partial(exporter.score_float, patch),
         coding,
         validation,
         Release(number) if signing is None else signing.release(number),
@@ -498,6 +509,7 @@ def export_float(
     Raises:
         ConfigError: no such converter, or several resolutions.
         UnknownResolutionError: the patch has no such variant.
+        UnsupportedOperatorError, LoweringMismatchError: see `Exporter`.
     """
     chosen = tuple(resolutions or patch.resolutions)
     if len(chosen) != 1:
@@ -507,6 +519,7 @@ def export_float(
         )
     capacity = max(2, len(patch.classes))
     exporter = Exporter.prepare(base, head_capacity=capacity, resolutions=chosen)
+    exporter.score_float(patch, chosen[0], make_pictures(chosen[0], COMPARED_IMAGES))
     network = exporter.fold(patch, chosen[0])
     write_atomic(Path(path), load_converter(format_name).write_float(network, chosen))
 

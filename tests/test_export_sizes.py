@@ -1,89 +1,23 @@
 """Networks that look at their input's size, through all of export: right, or nothing written."""
 
-import math
-
-import numpy as np
 import onnxruntime
 import pytest
-import torch
-import torch.nn.functional as F
+from size_cases import Factor, Resized, base_of, block_images, network, patch_of
 from torch import nn
 
-from patchdeploy.base import Base
+import patchdeploy.patch.forward as forward
 from patchdeploy.bundle import open_bundle
-from patchdeploy.data import ImageDataset, Preprocessing
-from patchdeploy.data.pixels import normalize_batch
+from patchdeploy.bundle.float_scores import compare_scores
 from patchdeploy.errors import LoweringMismatchError, UnknownResolutionError
 from patchdeploy.export import Exporter, export_bundle, export_patch
-from patchdeploy.patch import Patch, PatchConfig
-from patchdeploy.patched_model import PatchedModel, initial_tensors
 from patchdeploy.reference import load_reference, save_reference
 from patchdeploy.runtime import Engine
-from patchdeploy.verify import verify_bundle
-
-CLASSES = ("a", "b", "c")
-
-
-class Same(nn.Conv2d):
-    """TensorFlow's SAME padding, computed from the map."""
-
-    def forward(self, x):
-        amounts = []
-        for size, stride, kernel in zip(x.shape[2:], self.stride, self.kernel_size, strict=True):
-            need = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-            amounts += [need - need // 2, need // 2]
-        return super().forward(F.pad(x, amounts[::-1]))
-
-
-class WholeWindow(nn.Module):
-    def forward(self, x):
-        return F.avg_pool2d(x, x.shape[-1])
-
-
-class Resized(nn.Module):
-    def forward(self, x):
-        return x if x.shape[-1] == 8 else F.interpolate(x, size=(8, 8))
-
-
-class Factor(nn.Module):
-    def forward(self, x):
-        return x * (32 / x.shape[-1])
-
-
-def network(*, conv=Same, pool=WholeWindow, extra=nn.Identity):
-    torch.manual_seed(4)
-    layers = []
-    for a, b in ((3, 8), (8, 16), (16, 24)):
-        layers += [conv(a, b, 3, 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-    return nn.Sequential(*layers[:6], extra(), *layers[6:], pool(), nn.Flatten(), nn.Linear(24, 3))
+from patchdeploy.verify import FloatNetwork, verify_bundle
 
 
 @pytest.fixture(scope="module")
 def images():
-    draw = np.random.default_rng(0)
-    coarse = draw.integers(0, 256, (24, 4, 4, 3), dtype=np.uint8)
-    pixels = coarse.repeat(16, 1).repeat(16, 2)
-    return ImageDataset("blocks", pixels, np.arange(24) % 3, CLASSES)
-
-
-def base_of(module, images):
-    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3, 32)
-    return Base.from_module(module, preprocessing, "net").with_statistics_of(images)
-
-
-def patch_of(base, sides, task="task"):
-    """A patch whose head is of use: scores that differ."""
-    draw = np.random.default_rng(1)
-    config = PatchConfig()
-    tensors = {k: v.numpy() for k, v in initial_tensors(base, config, 3).items()}
-    head = f"{base.head_name}.weight"
-    tensors |= {head: draw.normal(size=tensors[head].shape).astype(np.float32)}
-    return Patch(task, base.sha256, config, CLASSES, dict.fromkeys(sides, tensors))
-
-
-def signal_to_noise_db(truth, found):
-    centred = truth - truth.mean(0)
-    return 10 * np.log10(np.sum(centred**2) / np.sum((found - truth) ** 2))
+    return block_images()
 
 
 def test_same_padding_and_whole_windows_are_right_at_every_resolution_in_both_runtimes(
@@ -94,19 +28,14 @@ def test_same_padding_and_whole_windows_are_right_at_every_resolution_in_both_ru
     patch = patch_of(base, sides)
     bundle = export_bundle(tmp_path / "b", base, [patch], {"task": images}, unsigned=True)
     assert verify_bundle(bundle.path, images).ok
-    model = PatchedModel(base)
-    model.load_patch(patch)
     for px in sides:
         pixels = images.at(px, base.preprocessing)
-        model.set_active_task("task", px)
-        with torch.no_grad():
-            inputs = torch.from_numpy(normalize_batch(pixels, base.preprocessing))
-            truth = model.eval()(inputs).numpy()
+        truth = FloatNetwork(base, patch).score(pixels, px)
         for runtime in ("litert", "onnxruntime"):
             with Engine.open(bundle.path, runtime) as engine:
                 found = engine.logits(pixels, "task", px)
             # int8 leaves 25 dB and more here; padding that is shifted leaves 5 to 13 dB.
-            assert signal_to_noise_db(truth, found) > 20, (px, runtime)
+            assert compare_scores(truth, found).snr_db > 20, (px, runtime)
     later = patch_of(base, sides, "later")
     assert export_patch(bundle.path, base, later, images).tasks == ("later", "task")
 
@@ -151,8 +80,6 @@ def test_a_patch_is_compared_at_each_resolution_before_anything_is_written(
     base = base_of(network(conv=nn.Conv2d, pool=lambda: nn.AdaptiveAvgPool2d(1)), images)
     patch = patch_of(base, (32, 48))
     told = []
-    import patchdeploy.patch.forward as forward
-
     honest = forward.run_structure
 
     def other_at_48(module, tensors, pixels, config, training):

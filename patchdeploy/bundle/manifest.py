@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from patchdeploy.bundle.float_scores import is_float_scores
 from patchdeploy.coding.layout import PatchLayout, read_layout
 from patchdeploy.data import Preprocessing
 from patchdeploy.documents import DECIMAL, HEX64, HEX64_RULE, Field, parse_document
@@ -75,11 +76,6 @@ class TaskEntry:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     float_files: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Every file that only this task needs."""
-        return (self.file, *self.float_files.values())
-
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -128,6 +124,15 @@ class Manifest:
         """The largest number of classes that a task may have."""
         return self.layout.head_capacity
 
+    def float_scores(self, task: str) -> str | None:
+        """Path of the record of ``task``'s float scores, found by its name, or None."""
+        return next((path for path in self.files if is_float_scores(path, task)), None)
+
+    def task_paths(self, task: str) -> set[str]:
+        """Every file that only ``task`` needs."""
+        entry, scores = self.tasks[task], self.float_scores(task)
+        return {entry.file, *entry.float_files.values(), *([] if scores is None else [scores])}
+
     def to_json(self) -> bytes:
         """Canonical JSON (sorted keys, two spaces, one newline at the end)."""
         document = {
@@ -173,8 +178,7 @@ def current_version() -> str:
 
 def without_task(manifest: Manifest, task: str) -> Manifest:
     """``manifest`` less ``task`` and the files that only it needs."""
-    entry = manifest.tasks[task]
-    gone = set(entry.paths)
+    gone = manifest.task_paths(task)
     return replace(
         manifest,
         tasks={name: one for name, one in manifest.tasks.items() if name != task},

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdeploy.bundle.float_scores import float_scores_name
 from patchdeploy.bundle.manifest import (
     MANIFEST,
     ConverterEntry,
@@ -251,6 +252,7 @@ def add_task(
     patch_file: PatchFile,
     *,
     float_files: Mapping[str, bytes] | None = None,
+    float_scores: bytes | None = None,
     replace_existing: bool = False,
     steps: CodingSteps | None = None,
     release: Release | None = None,
@@ -260,6 +262,7 @@ def add_task(
 
     Args:
         float_files: stand-alone float32 models named ``<task>.<px>.onnx``; they do not ship.
+        float_scores: a `float_scores.FloatRecord`; it does not ship either.
         replace_existing: put the patch in the place of a task of that name.
         steps: how coarsely values are coded; by default exactly.
         release: sequence number, expiry and signers; by default the next number, unsigned. The
@@ -287,6 +290,9 @@ def add_task(
             place = find_free_path(manifest, "float", name, model)
             floats[_float_resolution(task, name)] = place
             new[place] = (model, False)
+        if float_scores is not None:
+            place = find_free_path(manifest, "float", float_scores_name(task), float_scores)
+            new[place] = (float_scores, False)
         entry = TaskEntry(
             file=next(iter(new)),
             classes=patch_file.classes,
@@ -303,7 +309,7 @@ def add_task(
             tasks={**manifest.tasks, task: entry},
             files={**manifest.files, **added},
         )
-        old = set() if before is None else set(before.paths) - set(new)
+        old = set() if before is None else bundle.manifest.task_paths(task) - set(new)
         commit_files(path, {name: one for name, (one, _) in new.items()}, manifest, old)
     return Bundle(path, manifest)
 
@@ -397,9 +403,9 @@ def remove_task(path: Path | str, task: str) -> Bundle:
     path = Path(path)
     with hold_bundle(path):
         bundle = open_bundle(path, verify_hashes=False)
-        entry = bundle.task(task)
+        bundle.task(task)
         manifest = without_task(bundle.manifest, task)
-        commit_files(path, {}, manifest, set(entry.paths))
+        commit_files(path, {}, manifest, bundle.manifest.task_paths(task))
     return Bundle(path, manifest)
 
 

@@ -15,6 +15,7 @@ import typer
 
 from patchdeploy.cli.exit import EXIT_BAD_INPUT, EXIT_CHECK_FAILED
 from patchdeploy.cli.options import (
+    BaseOption,
     BundleArgument,
     JsonOption,
     RuntimeOption,
@@ -37,10 +38,11 @@ from patchdeploy.cli.tables import (
     verify_table,
 )
 from patchdeploy.errors import ConfigError, DataError, StorageError
-from patchdeploy.named import is_packaged, open_images
+from patchdeploy.named import is_packaged, open_base, open_images
 
 if TYPE_CHECKING:
     from patchdeploy.runtime import Engine
+    from patchdeploy.verify import FloatNetwork
 
 
 def inspect(
@@ -82,11 +84,16 @@ def verify(
         str | None, typer.Option(help="The task that --images belongs to; default: every task.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 200,
+    patch: Annotated[
+        list[Path],
+        typer.Option(help="A patch folder that was exported: int8 is compared with it in float."),
+    ] = [],  # noqa: B006 - typer reads it and never changes it
+    base: BaseOption = "embedded",
     *,
     options: ReadStoreOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Check hashes, overlay = stand-alone, and both runtimes against the reference.
+    """Check hashes, overlay = stand-alone, runtimes against the reference and against float.
 
     With --store every check of its active patches, too.
     """
@@ -102,11 +109,24 @@ def verify(
             task=task,
             limit=limit,
             store=options.open,
+            against=_float_networks(base, patch),
             progress=lambda check: tell(f"{check.name}, {check.subject}"),
         )
     emit(as_json, report.to_json(), verify_table(report))
     if not report.ok:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _float_networks(base: str, patches: list[Path]) -> dict[str, FloatNetwork]:
+    """By task; without patches nothing is opened, so that torch is not needed."""
+    if not patches:
+        return {}
+    from patchdeploy.patch import Patch
+    from patchdeploy.verify import FloatNetwork
+
+    opened = open_base(base)
+    found = [Patch.from_pretrained(folder) for folder in patches]
+    return {patch.task: FloatNetwork(opened, patch) for patch in found}
 
 
 @with_groups

@@ -6,7 +6,7 @@ one graph of those of several sizes, `compare` runs a graph against its module, 
 them together.
 """
 
-from patchdeploy.lower.compare import FloatScores, compare_patch
+from patchdeploy.lower.compare import FloatScores, compare_patch, make_pictures
 from patchdeploy.lower.sizes import lower_base
 
-__all__ = ["FloatScores", "compare_patch", "lower_base"]
+__all__ = ["FloatScores", "compare_patch", "lower_base", "make_pictures"]

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from patchdeploy.base import Base
 from patchdeploy.errors import ConfigError, PatchdeployError
-from patchdeploy.graph import infer_shapes
 from patchdeploy.lower import lower_base
 from patchdeploy.task_names import check_labels, check_task_name
 from patchdeploy.training.config import TrainConfig
@@ -68,9 +67,7 @@ def _check_base(base: Base, sides: tuple[int, ...]) -> None:
     key = (base.sha256, type(base.module), repr(base.module), sides)
     if key in _sound:
         return
-    graph = lower_base(base)
-    for px in sides:
-        infer_shapes(graph, px, px)
+    lower_base(base, sides)
     if len(_sound) >= MOST_REMEMBERED:
         _sound.clear()
     _sound[key] = None

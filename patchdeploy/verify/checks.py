@@ -33,6 +33,7 @@ from patchdeploy.runtime.self_test import run_self_test
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store import Store
+from patchdeploy.verify.float import FloatNetwork, check_networks
 from patchdeploy.verify.images import TaskImages, check_images, images_for_tasks
 from patchdeploy.verify.patch import verify_patch
 
@@ -102,6 +103,7 @@ def verify_bundle(
     reference_limit: int = 16,
     tolerance_lsb: int = 0,
     store: Callable[[Bundle, str], Store | None] | None = None,
+    against: Mapping[str, FloatNetwork] | None = None,
     progress: Callable[[Check], None] | None = None,
 ) -> VerifyReport:
     """Check the bundle at ``path``.
@@ -117,16 +119,20 @@ def verify_bundle(
             head's output. 0 is right where the executor's arithmetic is the runtime's, as on
             x86-64 with the versions named in `quantize.arithmetic`.
         store: opens a store over the bundle for a runtime; its active patches are checked, too.
+        against: float networks by task, to compare int8 with on the images; needs torch. The
+            scores that export kept in the bundle are compared in any case.
         progress: called after every check.
 
     Raises:
         DataError: the images cannot be used.
         UnknownTaskError: the bundle has no task ``task``.
+        WrongBaseError: the bundle was exported from another base than that of ``against``.
     """
     path = Path(path)
     datasets = images_for_tasks(images, task)
     checks: list[Check] = []
-    found = _run_checks(path, task, datasets, formats, limit, reference_limit, tolerance_lsb)
+    settings = (formats, limit, reference_limit, tolerance_lsb)
+    found = _run_checks(path, task, datasets, *settings, against or {})
     for check in chain(found, _check_store(path, store)):
         checks.append(check)
         if progress is not None:
@@ -142,6 +148,7 @@ def _run_checks(
     limit: int,
     reference_limit: int,
     tolerance_lsb: int,
+    networks: Mapping[str, FloatNetwork],
 ) -> Iterator[Check]:
     try:
         bundle = open_bundle(path, verify_hashes=False)
@@ -150,6 +157,7 @@ def _run_checks(
         return
     if images_task is not None:
         bundle.task(images_task)
+    check_networks(bundle, networks)
     yield Check("manifest", "manifest.json", True, f"{len(bundle.tasks)} tasks")
     hashes = [_check_file(bundle, name, one) for name, one in bundle.manifest.files.items()]
     yield from hashes
@@ -168,7 +176,8 @@ def _run_checks(
         for name in chosen:
             overlays = _check_overlays(bundle, task, name)
             yield from _reported("overlay = stand-alone", f"{task} {name}", overlays)
-    rows = check_images(bundle, chosen, datasets, limit, reference_limit, tolerance_lsb)
+    settings = (limit, reference_limit, tolerance_lsb)
+    rows = check_images(bundle, chosen, datasets, *settings, networks)
     images = (Check(*row) for row in rows)
     yield from _reported("runtime = reference", "all tasks", images)
 

@@ -24,6 +24,13 @@ from patchdeploy.runtime import Engine
 from patchdeploy.runtime.choose import RUNTIME_FORMATS
 from patchdeploy.runtime.ort import load_onnxruntime
 from patchdeploy.verify.bare import check_bare
+from patchdeploy.verify.float import (
+    NAME,
+    FloatNetwork,
+    compare_with_network,
+    compare_with_record,
+    read_record,
+)
 
 TaskImages = Mapping[str, ImageDataset] | ImageDataset | str | Path | None
 Row = tuple[str, str, bool | None, str, dict[str, Any]]
@@ -74,8 +81,9 @@ def check_images(
     limit: int,
     reference_limit: int,
     tolerance_lsb: int,
+    networks: Mapping[str, FloatNetwork],
 ) -> Iterator[Row]:
-    """Every task and resolution on every runtime, against the reference and the labels."""
+    """Every task and resolution on every runtime, against the reference, float and the labels."""
     has_reference = (bundle.path / REFERENCE).exists()
     base = bundle.reference() if has_reference else None
     if base is None:
@@ -95,6 +103,28 @@ def check_images(
                 run = _Run(engine, runtime, task, dataset.subset(_spread(len(dataset), limit)))
                 for px in bundle.task(task).resolutions:
                     yield from _check_resolution(run, px, base, reference_limit, tolerance_lsb)
+                yield from _check_float(run, networks.get(task))
+
+
+def _check_float(run: _Run, network: FloatNetwork | None) -> Iterator[Row]:
+    """int8 against float: the scores kept at export, and the network itself where it is given."""
+    task, suffix = run.task, f" {run.runtime}"
+    try:
+        record = read_record(run.bundle, task)
+        if record is None and network is None:
+            detail = "no float scores in this copy; give the base and the patch to compare with"
+            yield (NAME, task + suffix, None, detail, {})
+        for px in run.bundle.task(task).resolutions:
+            if record is not None:
+                row = compare_with_record(run.engine, task, px, record)
+                yield (row[0], row[1] + suffix, *row[2:])
+            if network is not None:
+                pixels = run.dataset.at(px, run.engine.preprocessing)
+                name = run.dataset.name
+                row = compare_with_network(run.engine, task, px, network, pixels, name)
+                yield (row[0], row[1] + suffix, *row[2:])
+    except PatchdeployError as error:
+        yield (NAME, task + suffix, False, str(error), {})
 
 
 @dataclass(frozen=True)
