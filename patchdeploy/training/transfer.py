@@ -191,7 +191,8 @@ class TransferRun:
         model = self.model
         if not is_compact(self.config):
             return None
-        graph = lower_base(model.base) if self.int8 is None else self.int8.lower(model.base)
+        int8, base = self.int8, model.base
+        graph = lower_base(base, [px]) if int8 is None else int8.lower(base, px)
         classes = len(model.classes(self.task))
         patch_config = model.config(self.task)
         return make_compact(graph, tensors, self.config, patch_config, classes, self._first(px))
