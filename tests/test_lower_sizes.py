@@ -214,6 +214,13 @@ def test_what_a_trace_does_not_see_is_refused_with_its_cause(form):
     assert "base 'base' at 32 px: the graph is not the module" in str(caught.value)
 
 
+def test_a_last_layer_that_reads_the_image_itself_is_compared_by_its_scores():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten()).requires_grad_(False).eval()
+    base = BaseUnderTest(module, EXACT, "0")
+    assert_equal_at(base, lower_base(base, [16]), 16)
+
+
 def test_a_branch_on_values_is_refused():
     with pytest.raises(UnsupportedOperatorError, match="without control flow on tensor values"):
         lower_base(net(lambda m, x: m.conv(x) if x.mean() > 0 else x), [32])

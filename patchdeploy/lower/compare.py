@@ -220,7 +220,8 @@ class _GraphRunner:
         graph = self.runner.network.graph
         head = next(conv.input for conv in graph.convolutions() if conv.name == graph.head)
         seen = self.read_values(pixels, {head})
-        return _Run(seen[""], seen[head])
+        # The graph's input holds pixels where the module's holds normalised values.
+        return _Run(seen[""], None if head == graph.input else seen[head])
 
     def read_values(self, pixels: NDArray[np.uint8], names: Set[str]) -> dict[str, Any]:
         """Values of the graph by name, [N, C * H * W]; under "" the scores."""
