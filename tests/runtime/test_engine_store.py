@@ -21,11 +21,13 @@ from patchdeploy.errors import (
     UnknownResolutionError,
     UnknownTaskError,
 )
+from patchdeploy.patchfile.golden import Golden
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import GoldenInputs, Release, Signer, pack_patch
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 from patchdeploy.runtime.choose import make_backend
+from patchdeploy.runtime.self_test import run_self_test
 from patchdeploy.runtime.versions import nearest_resolution
 from patchdeploy.storage import sha256_hex
 from patchdeploy.store.files import DiskFiles
@@ -458,6 +460,37 @@ def test_a_task_whose_model_does_not_load_does_not_hold_up_the_others(bundle, tm
         assert engine.versions == before | {"second": sha256_hex(second.data)}
         backend.is_full = False
         assert engine.refresh() == ("first",)
+
+
+class OneAtATime:
+    """A back end that has memory for one image at a time, or for none."""
+
+    name, version = "test", "0"
+    resident_bytes = 0
+
+    def __init__(self, most):
+        self.most = most
+
+    def load(self, values, resolution):
+        return self
+
+    def run(self, images):
+        if len(images) > self.most:
+            raise MemoryError
+        return np.zeros((len(images), 9), np.float32)
+
+
+def test_a_self_test_takes_the_memory_of_one_image_and_says_where_there_is_none(bundle):
+    patch = pack(bundle).patch
+    scores = {
+        name: {px: np.zeros((3, len(patch.classes)), np.int8) for px in patch.values}
+        for name in ("onnx", "tflite")
+    }
+    many = replace(patch, golden=Golden(np.zeros((3, 8, 8, 3), np.uint8), scores, 255))
+    assert run_self_test(OneAtATime(1), "onnx", many, bundle.coding_table) is not None
+    with pytest.raises(PatchRefusedError) as caught:
+        run_self_test(OneAtATime(0), "onnx", many, bundle.coding_table)
+    assert (caught.value.code, "out of memory" in str(caught.value)) == ("load", True)
 
 
 def test_a_store_is_opened_and_listed_without_its_runtime(bundle, tmp_path):
