@@ -7,6 +7,7 @@ runs without.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +28,8 @@ from patchdeploy.bundle import (
     open_bundle,
     staged_bundle,
 )
+from patchdeploy.coding.choose_steps import PASSES, Score, choose_steps, fine_steps
 from patchdeploy.coding.choose_steps import CodingConfig as CodingConfig
-from patchdeploy.coding.choose_steps import choose_steps, fine_steps
 from patchdeploy.coding.grid import CodingSteps
 from patchdeploy.coding.make_table import make_coding_table
 from patchdeploy.coding.table import CodingTable
@@ -376,6 +377,8 @@ def _add(
         few = spread(chosen, coding.probe_images)
         probed = {max(sides): few.at(max(sides), preprocessing)}
         score = make_scorer(bundle, images, len(patch_file.classes))
+        if progress is not None:
+            progress(_describe_search(score, patch_file, bundle, coding, len(chosen)))
         labels = chosen.labels_as(patch_file.classes)
         if labels is None:  # no labels: then as the values that are not coded yet answer
             labels = score(max(sides), patch_file.values[max(sides)]).argmax(axis=1)
@@ -399,6 +402,22 @@ def _add(
         release=release,
         thumbnails=thumbnails,
         replace_existing=replace_existing,
+    )
+
+
+def _describe_search(
+    score: Score, patch_file: PatchFile, bundle: Bundle, coding: CodingConfig, images: int
+) -> str:
+    """How long `choose_steps` will take, from one score at the largest side: four of each
+    convolution on the probe's images, and about `PASSES` of all images at every side."""
+    px, begun = max(patch_file.values), time.perf_counter()
+    score(px, patch_file.values[px])
+    probes = 4 * len(bundle.coding_table.convs) * min(1.0, coding.probe_images / max(1, images))
+    scores = probes + PASSES * sum((one / px) ** 2 for one in patch_file.values)
+    seconds = max(1, round((time.perf_counter() - begun) * scores))
+    return (
+        f"{patch_file.task}: choosing coding steps inside {coding.points:g} points on {images} "
+        f"images, about {seconds} s (fine steps need no search)"
     )
 
 

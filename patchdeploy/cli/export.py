@@ -80,7 +80,7 @@ def export(
     signing = read_signing(key, trusted, expires, unsigned)
     patches = [Patch.from_pretrained(folder) for folder in patch]
     images = dict(_task_images(one, "--calibration") for one in calibration)
-    with show_progress("exporting") as report:
+    with show_progress("exporting", lines=True) as report:
         bundle = export_bundle(
             out,
             open_base(base),
@@ -137,7 +137,7 @@ class AdditionOptions:
         coding = read_coding(self.budget, self.fine)
         signing = read_addition_signing(bundle, self.key, self.expires, self.unsigned)
         validation = self.validation
-        with show_progress("exporting") as report:
+        with show_progress("exporting", lines=True) as report:
             made = export_patch(
                 bundle,
                 open_base(self.base),

@@ -5,6 +5,7 @@ In: text that a person typed. Out: values, or a ConfigError that says how to wri
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -21,6 +22,8 @@ from patchdeploy.errors import ConfigError
 
 errors_console = Console(stderr=True)
 
+LINE_SECONDS = 10.0
+"""Between two lines of progress where standard error is no terminal."""
 BASE_FORMS = (
     "BASE is embedded (the one that ships), torchvision:NAME (random weights), "
     "torchvision:NAME@WEIGHTS, keras:FILE.h5 (a MobileNetV2), checkpoint:NAME:FILE, "
@@ -95,10 +98,29 @@ def parse_words(text: str) -> list[str]:
 
 
 @contextmanager
-def show_progress(title: str) -> Iterator[Callable[[str], None]]:
-    """A line on standard error while something runs, if that is a terminal; else nothing."""
+def show_progress(title: str, *, lines: bool = False) -> Iterator[Callable[[str], None]]:
+    """A line on standard error while something runs, if that is a terminal.
+
+    Args:
+        lines: where it is none (a pipe, a log file), a line now and then; else nothing.
+    """
     if not errors_console.is_terminal:
-        yield lambda detail: None
+        yield _print_now_and_then(title) if lines else lambda detail: None
         return
     with errors_console.status(escape(title)) as status:
         yield lambda detail: status.update(escape(f"{title}: {detail}"))
+
+
+def _print_now_and_then(title: str) -> Callable[[str], None]:
+    """The first line at once, then one in `LINE_SECONDS`, and what says how long it will take."""
+    next_line = 0.0
+
+    def tell(detail: str) -> None:
+        nonlocal next_line
+        now = time.monotonic()
+        if now >= next_line or "about" in detail:
+            next_line = now + LINE_SECONDS
+            words = escape(f"{title}: {detail}")
+            errors_console.print(words, highlight=False, soft_wrap=True)
+
+    return tell

@@ -48,6 +48,8 @@ LEVELS = (63, 31, 21, 15, 11, 7)
 SHARES = tuple(2.0 ** (k / 2) for k in range(-52, -7))
 """Common shares that are tried, nats a value; in half octaves."""
 MIN_IMAGES = 32
+PASSES = 15
+"""Scores of every image at every resolution: of the head's levels and of the search for a share."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from patchdeploy.errors import ConfigError, MissingExtraError, RuntimeBackendErr
 from patchdeploy.runtime.backend import PRIVATE_BYTES_PER_FILE_BYTE
 from patchdeploy.runtime.fork import leave_to_parent
 from patchdeploy.runtime.model_copy import ModelCopy
+from patchdeploy.runtime.native_log import without_greeting
 from patchdeploy.slots import PatchValues
 
 PACKAGES = {
@@ -42,10 +43,11 @@ class LiteRTBackend:
         """See `Backend.load`."""
         model = self._copy.render(values, resolution)
         try:
-            interpreter = leave_to_parent(
-                self._interpreter(model_content=model, num_threads=self._threads)
-            )
-            interpreter.allocate_tensors()
+            with without_greeting():
+                interpreter = leave_to_parent(
+                    self._interpreter(model_content=model, num_threads=self._threads)
+                )
+                interpreter.allocate_tensors()
             return LiteRTResident(interpreter, len(model), self.name)
         except (ValueError, RuntimeError) as error:
             raise RuntimeBackendError(

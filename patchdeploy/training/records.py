@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from patchdeploy.errors import StorageError
@@ -50,6 +51,12 @@ class Recorder:
         self._drawn = time.monotonic()
         self._done = 0
         self._rate = _Rate()
+
+    def hint(self, text: str) -> None:
+        """A line about the run before it begins, unless it is to be quiet."""
+        if self._lines or not self._progress.disable:
+            words = escape(f"hint: {text}")
+            self._progress.console.print(words, highlight=False, soft_wrap=True)
 
     def step(self, share: float, images: int) -> None:
         """A step is done.

@@ -14,7 +14,7 @@ from pathlib import Path
 from patchdeploy.training.config import TrainConfig
 from patchdeploy.training.loop import FitResult, fit
 from patchdeploy.training.records import Recorder, open_recorder
-from patchdeploy.training.trainee import Trainee
+from patchdeploy.training.trainee import Trainee, describe_few_steps
 from patchdeploy.training.workers import SINGLE, Workers
 
 
@@ -36,6 +36,9 @@ class Session:
 
     def fit(self, trainee: Trainee, config: TrainConfig, checkpoint: str) -> FitResult:
         """`loop.fit`, recorded; ``checkpoint`` is the name of a file in the run's folder."""
+        few = describe_few_steps(trainee, config)
+        if few is not None:
+            self.recorder.hint(few)
         return fit(
             trainee,
             config,

@@ -74,6 +74,27 @@ class Trainee:
         return max(1, round(images / sum(one.images_per_step for one in self.sources)))
 
 
+LEAST_STEPS = 20
+"""Fewer optimiser steps than these hardly move a patch; a few hundred are usual."""
+
+
+def describe_few_steps(trainee: Trainee, config: TrainConfig) -> str | None:
+    """A hint where a run has fewer than `LEAST_STEPS`; None where it has enough."""
+    total = config.epochs * trainee.steps
+    if total >= LEAST_STEPS:
+        return None
+    images = max(len(one.train) for one in trainee.sources)
+    smaller = max(2, images * config.epochs // LEAST_STEPS)
+    ways = [f"epochs = {-(-LEAST_STEPS // trainee.steps)}"]
+    if smaller < config.batch_size and images * config.epochs >= LEAST_STEPS * smaller:
+        ways.append(f"batch_size = {smaller}")
+    return (
+        f"{trainee.name}: {total} optimiser steps in this run (epochs = {config.epochs}, "
+        f"{images} training images, batch_size = {config.batch_size}); a patch wants a few "
+        f"hundred; at least {' or '.join(ways)} would help"
+    )
+
+
 def describe_memory(trainee: Trainee) -> str:
     """What takes the memory: ``digits@32: batches of 128 images of 32 x 32 px``."""
     parts = []

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
+from patchdeploy.cli import options
 from patchdeploy.cli.options import with_groups
 
 SideOption = Annotated[int, typer.Option(min=1)]
@@ -51,3 +54,16 @@ def test_a_field_is_checked_as_any_option_is():
     for bad in (["red"], ["red", "--side", "0"], ["red", "--side", "2", "--shape", "x"]):
         assert CliRunner().invoke(make_app(seen), bad).exit_code == 2, bad
     assert seen == []
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "errors_console", Console(stderr=True, force_terminal=False))
+    with options.show_progress("exporting", lines=True) as tell:
+        for detail in ("first [a]", "second", "about 30 s", "third"):
+            tell(detail)
+    assert capsys.readouterr().err == "exporting: first [a]\nexporting: about 30 s\n"
+    with options.show_progress("verifying") as tell:
+        tell("first")
+    assert capsys.readouterr().err == ""
