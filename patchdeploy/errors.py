@@ -7,6 +7,7 @@ built-in that a caller would expect, so ``except ValueError`` keeps working.
     +-- DataError (ValueError)              images, labels, calibration sets
     |   +-- UnreadableImageError
     |   +-- EmptyCalibrationError
+    |   +-- ThinCalibrationError        pictures that show no ranges
     +-- BaseError (ValueError)              a base network or its checkpoint
     |   +-- CheckpointError
     |   +-- NonFiniteError
@@ -59,6 +60,10 @@ class UnreadableImageError(DataError):
 
 class EmptyCalibrationError(DataError):
     """A calibration set with no image in it."""
+
+
+class ThinCalibrationError(DataError):
+    """Calibration images that cannot show what ranges activations take."""
 
 
 class BaseError(PatchdeployError, ValueError):

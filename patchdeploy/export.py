@@ -47,6 +47,7 @@ from patchdeploy.export_record import ScoreFloat, measure_task
 from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph, infer_shapes
 from patchdeploy.lower import FloatScores, compare_patch, lower_base, make_pictures
+from patchdeploy.lower.passes import IMAGE_IDENTITY
 from patchdeploy.patch import Patch
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, make_thumbnails
@@ -55,6 +56,7 @@ from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import CalibrationConfig as CalibrationConfig
 from patchdeploy.quantize.calibrate import calibrate
 from patchdeploy.quantize.calibrate import spread as spread
+from patchdeploy.quantize.check_calibration import check_pictures, check_ranges
 from patchdeploy.quantize.model import QuantizedBase, flatten_variant
 from patchdeploy.quantize.variant import quantize_variant
 from patchdeploy.runtime.scoring import make_scorer
@@ -117,6 +119,7 @@ class Exporter:
         head_capacity: int,
         depthwise_slots: bool = False,
         resolutions: Sequence[int] | None = None,
+        exact_border: bool = False,
     ) -> Exporter:
         """Lower ``base`` and quantise its kernels.
 
@@ -125,12 +128,13 @@ class Exporter:
             depthwise_slots: make the depthwise kernels slots, for patches that carry them.
             resolutions: sides in pixels that will be exported together; the graph is compared
                 with the module at each. By default the base's input size.
+            exact_border: see `export_bundle`.
 
         Raises:
             UnsupportedOperatorError: the network has an operator without a lowering rule.
             LoweringMismatchError: no graph is the module at every resolution.
         """
-        graph = lower_base(base, resolutions)
+        graph = lower_base(base, resolutions, exact_border=exact_border)
         quantized = quantize_base(graph, head_capacity, patch_owned_depthwise=depthwise_slots)
         return cls(base, graph, quantized, make_coding_table(quantized))
 
@@ -171,6 +175,7 @@ class Exporter:
 
         Raises:
             EmptyCalibrationError: no image to calibrate on.
+            ThinCalibrationError: one picture, or none but those of a single colour.
             HeadCapacityError: more classes than the exported head has rows.
             UnknownResolutionError: a resolution that the patch lacks or the network does not serve.
             LoweringMismatchError: folded and lowered, the patch computes something else than the
@@ -190,7 +195,10 @@ class Exporter:
                 progress(f"{patch.task} at {resolution} px, {len(chosen)} calibration images")
             network = self.fold(patch, resolution)
             images = chosen.at(resolution, self.graph.preprocessing)
+            if resolution == sizes[0]:
+                check_pictures(patch.task, images)
             ranges = calibrate(network, images, method=config.method)
+            check_ranges(patch.task, self.graph, ranges)
             variant = quantize_variant(
                 self.quantized,
                 network,
@@ -281,6 +289,7 @@ def export_bundle(
     formats: Sequence[str] = FORMATS,
     head_capacity: int | None = None,
     float_files: bool = False,
+    exact_border: bool = False,
     config: CalibrationConfig | None = None,
     coding: CodingConfig | None = None,
     validation: Mapping[str, ImageDataset] | None = None,
@@ -298,6 +307,10 @@ def export_bundle(
         head_capacity: by default the largest class count among the patches.
         float_files: also write a stand-alone float32 ONNX per task and resolution (for
             debugging, GPU delegates and `verify`); these share nothing.
+        exact_border: put a 1x1 convolution after the image, so that zero padding is the mean pixel
+            of each channel and not one value for the three (`fold.border_error_bound`). Every later
+            patch of the bundle follows. It costs time: docs/design.md has the figures. Where the
+            channels have one mean it changes next to nothing.
         coding: choose the patches' steps under this budget; by default they have fine steps, which
             take half a second less for each task and twice the bytes.
         validation: by task name, images that the budget is kept on, which training has not seen;
@@ -323,7 +336,11 @@ def export_bundle(
         check_patch(patch, base.sha256, capacity, images, config or CalibrationConfig())
     depthwise = any("depthwise" in patch.config.kinds for patch in patches)
     exporter = Exporter.prepare(
-        base, head_capacity=capacity, depthwise_slots=depthwise, resolutions=chosen
+        base,
+        head_capacity=capacity,
+        depthwise_slots=depthwise,
+        resolutions=chosen,
+        exact_border=exact_border,
     )
     quantized = [
         exporter.quantize(patch, _calibration_of(patch, calibration), chosen, config, progress)
@@ -488,10 +505,12 @@ def export_patch(
     number = next_sequence(bundle, patch.task, sequence)
     capacity = manifest.layout.head_capacity
     check_patch(patch, base.sha256, capacity, calibration, config or CalibrationConfig())
+    reference = bundle.reference()
     exporter = Exporter.prepare(
         base,
         head_capacity=capacity,
-        depthwise_slots=len(bundle.reference().patch_owned) > 1,
+        depthwise_slots=len(reference.patch_owned) > 1,
+        exact_border=any(one.name == IMAGE_IDENTITY for one in reference.graph.convolutions()),
         resolutions=manifest.resolutions,
     )
     patch_file = exporter.quantize(patch, calibration, manifest.resolutions, config, progress)

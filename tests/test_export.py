@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import patchdeploy.bundle.writer as bundle_module
 import patchdeploy.export as export_module
@@ -20,6 +21,7 @@ from patchdeploy.errors import (
     NegativeScaleError,
     PatchError,
     StorageError,
+    ThinCalibrationError,
     UnknownResolutionError,
     UnknownTaskError,
     WrongBaseError,
@@ -204,6 +206,48 @@ def test_what_can_be_known_first_is_refused_before_anything_is_written(base, ima
     with pytest.raises(ConfigError, match="at least 1 task"):
         export_bundle(path, base, [], {}, unsigned=True)
     assert not path.exists()
+
+
+def test_calibration_images_of_one_colour_leave_no_bundle(base, images, tmp_path):
+    flat = replace(images, images=np.full_like(images.images, 77), _resized={})
+    with pytest.raises(ThinCalibrationError, match="hold 0 different pictures"):
+        export_bundle(tmp_path / "b", base, [perturbed(base, "t", 1)], {"t": flat}, unsigned=True)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bundle_with_an_exact_border_answers_as_torch_at_its_edges_and_takes_later_tasks(
+    images, tmp_path
+):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+    means = Preprocessing((0.3, 0.5, 0.7), (0.25,) * 3, 8)  # far apart, so that borders show
+    network = Base.from_module(module, means, "bordered")
+    patches = [perturbed(network, name, k, sizes=(8,)) for k, name in enumerate(("a", "b"))]
+    data = {"a": images, "b": images}
+    errors = {}
+    for exact in (False, True):
+        path, keys = tmp_path / str(exact), {"config": FEW, "unsigned": True}
+        export_bundle(path, network, patches[:1], data, exact_border=exact, **keys)
+        bundle = export_patch(path, network, patches[1], images, config=FEW)
+        together = export_bundle(
+            tmp_path / f"{exact} both", network, patches, data, exact_border=exact, **keys
+        )
+        assert together.read(together.task("b").file) == bundle.read(bundle.task("b").file)
+        pixels = images.at(8, means)
+        model = PatchedModel(network)
+        model.load_patch(patches[0])
+        model.set_active_task("a", 8)
+        with torch.no_grad():
+            wide = torch.tensor(pixels).permute(0, 3, 1, 2) / 255
+            expected = model((wide - torch.tensor(means.mean)[:, None, None]) / 0.25).numpy()
+        with Engine.open(bundle, runtime="onnxruntime") as engine:
+            scores = np.stack([engine.classify(one, task="a").scores for one in pixels])
+        errors[exact] = np.linalg.norm(scores - expected) / np.linalg.norm(expected)
+    # Most of an 8 x 8 map is border here; int8 alone is off by about a hundredth.
+    assert errors[True] < 0.5 * errors[False]
 
 
 def test_patches_without_a_common_resolution_are_listed(base):

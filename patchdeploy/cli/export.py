@@ -57,6 +57,13 @@ def export(
     float_files: Annotated[
         bool, typer.Option("--float", help="Also stand-alone float32 files (they share nothing).")
     ] = False,
+    exact_border: Annotated[
+        bool,
+        typer.Option(
+            "--exact-border",
+            help="Pad with the mean pixel of each channel, at the cost of a 1x1 convolution.",
+        ),
+    ] = False,
     validation: Annotated[
         list[str],
         typer.Option(
@@ -92,6 +99,7 @@ def export(
             formats=parse_words(formats),
             head_capacity=head_capacity,
             float_files=float_files,
+            exact_border=exact_border,
             coding=coding,
             validation=dict(_task_images(one, "--validation") for one in validation),
             signing=signing,

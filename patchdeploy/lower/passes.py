@@ -290,6 +290,10 @@ def fuse_activations(raw: RawGraph) -> RawGraph:
     return _fuse_into_producers(raw, RawActivation, _fuse_activation)
 
 
+IMAGE_IDENTITY = "image.identity"
+"""Name of the convolution that `isolate_input` puts after the image."""
+
+
 def isolate_input(raw: RawGraph, always: bool = False) -> RawGraph:
     """Make one convolution the only reader of the input: normalisation is folded into it.
 
@@ -303,7 +307,7 @@ def isolate_input(raw: RawGraph, always: bool = False) -> RawGraph:
     if isinstance(only, Conv2d) and not always and (only.groups == 1 or not reorders):
         return raw
     channels = raw.channels[raw.input]
-    name, key = "image.identity", "image.identity.identity"
+    name, key = IMAGE_IDENTITY, f"{IMAGE_IDENTITY}.identity"
     names = {raw.input: name}
     conv = Conv2d(name, raw.input, name, key, channels, channels, (1, 1), is_constant=True)
     kernel = np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
