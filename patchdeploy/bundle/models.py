@@ -8,7 +8,7 @@ report.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,8 @@ def _task_sizes(bundle: Bundle, task: str, tables: Mapping[str, SlotTable]) -> d
     entry = bundle.task(task)
     data = bundle.read(entry.file)
     container = read_container(data)
-    parts = part_lengths(container.payload, read_header(container).has_optional_parts)
+    optional = read_header(container).has_optional_parts
+    parts = part_lengths(container.payload, optional)
     parts |= {
         "header": PREFIX_BYTES + len(container.header),
         "signatures": ENTRY_BYTES * len(container.signatures),
@@ -162,6 +163,7 @@ def _task_sizes(bundle: Bundle, task: str, tables: Mapping[str, SlotTable]) -> d
         "file_bytes": len(data),
         "part_bytes": parts,
         "classes": len(entry.classes),
+        "cascade": _describe_cascade(bundle, task) if optional else None,
         "head_bytes": parts["head"],
         "bytes_per_resolution_without_head": (len(data) - parts["head"]) // sides,
         "resolutions": {
@@ -172,6 +174,12 @@ def _task_sizes(bundle: Bundle, task: str, tables: Mapping[str, SlotTable]) -> d
             for px in entry.resolutions
         },
     }
+
+
+def _describe_cascade(bundle: Bundle, task: str) -> dict[str, Any] | None:
+    """What the task's patch says about its cascade, as plain JSON values."""
+    cascade = bundle.patch(task, bundle.task(task).resolutions[0]).cascade
+    return None if cascade is None else asdict(cascade)
 
 
 def _totals(bundle: Bundle, sizes: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ classes of images, accuracies, times. Nothing is written. ``inspect`` takes a ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,6 +142,10 @@ def run(
     runtime: RuntimeOption = "litert",
     threads: ThreadsOption = 1,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 1,
+    cascade: Annotated[
+        bool,
+        typer.Option("--cascade", help="By the cascade that the patch carries."),
+    ] = False,
     *,
     options: ReadStoreOptions,
     as_json: JsonOption = False,
@@ -157,29 +161,40 @@ def run(
         open_engine(opened, runtime, threads, store) as engine,
         show_progress("classifying") as report,
     ):
-        px = resolution or max(engine.resolutions(task))
-        engine.prewarm(task, px)
+        if cascade:
+            px = resolution  # the engine refuses one
+            engine.prewarm_cascade(task)
+        else:
+            px = resolution or max(engine.resolutions(task))
+            engine.prewarm(task, px)
+        way = {"task": task, "resolution": px, "cascade": cascade}
         for path in images:
-            for one in _classify_path(engine, path, task, px):
+            for one in _classify_path(engine, path, way):
                 results.append(one)
                 report(f"{len(results)} images")
         document = [describe_prediction(path, outcome, top) for path, outcome in results]
         source = "" if store is None else f", patch {engine.versions[task][:16]}"
-    title = f"{task} at {px} px, {runtime}{source}"
+    title = f"{task} {'by its cascade' if cascade else f'at {px} px'}, {runtime}{source}"
     emit(as_json, document, prediction_table(title, document))
     if any("error" in one for one in document):
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _classify_path(engine: Engine, path: Path, task: str, px: int) -> Iterator[tuple[Path, Any]]:
-    """One file or every image of a folder; an unreadable one gives its error."""
+def _classify_path(
+    engine: Engine, path: Path, way: Mapping[str, Any]
+) -> Iterator[tuple[Path, Any]]:
+    """One file or every image of a folder; an unreadable one gives its error.
+
+    Args:
+        way: arguments of `Engine.classify` after the image.
+    """
     try:
-        one = None if is_folder(path) else engine.classify(path, task=task, resolution=px)
+        one = None if is_folder(path) else engine.classify(path, **way)
     except (DataError, StorageError) as error:
         yield path, error
         return
     if one is None:
-        yield from engine.classify_folder(path, task=task, resolution=px)
+        yield from engine.classify_folder(path, **way)
     else:
         yield path, one
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,26 @@ def size_tables(report: dict[str, Any]) -> list[Table]:
             ["task", "classes", "file", "head", "per resolution", "resolutions"],
             tasks,
         ),
+        *cascade_tables({name: sizes["cascade"] for name, sizes in report["tasks"].items()}),
     ]
+
+
+def cascade_tables(cascades: Mapping[str, Mapping[str, Any] | None]) -> list[Table]:
+    """One row a task whose patch carries a cascade; no table where none does."""
+    rows = []
+    for task, one in cascades.items():
+        if one is None:
+            continue
+        shown = one["certificate"]
+        promise = (
+            f"at most {100 * shown['tolerance']:g} points below {shown['reference']} px, "
+            f"{100 * shown['confidence']:g} % confidence, {shown['images']:,} images"
+        )
+        stages = " > ".join(str(stage["resolution"]) for stage in one["rule"]["stages"])
+        state = "certified" if shown["certified"] else "NOT CERTIFIED"
+        rows.append([task, stages, one["rule"]["score"], state, promise])
+    columns = ["task", "px", "score", "", "promise"]
+    return [make_table("Cascades", columns, rows, text=(0, 1, 2, 3, 4))] if rows else []
 
 
 def verify_table(report: VerifyReport) -> Table:
@@ -130,6 +149,7 @@ def describe_prediction(path: Path, outcome: Any, top: int) -> dict[str, Any]:
     best = outcome.top(top)
     return {
         "image": str(path),
+        "resolution": outcome.resolution,
         "top": [{"label": label, "probability": probability} for label, probability in best],
     }
 
@@ -142,8 +162,8 @@ def prediction_table(title: str, document: list[dict[str, Any]]) -> Table:
             f"{c['label']} {100 * c['probability']:.1f} %" for c in one["top"]
         )
 
-    rows = [[one["image"], words(one)] for one in document]
-    return make_table(title, ["image", "classes"], rows, text=(0, 1))
+    rows = [[one["image"], str(one.get("resolution", "")), words(one)] for one in document]
+    return make_table(title, ["image", "px", "classes"], rows, text=(0, 2))
 
 
 def bench_tables(report: dict[str, Any]) -> list[Table]:

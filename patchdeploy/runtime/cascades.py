@@ -7,7 +7,7 @@ cascade is read once; what runs with it keeps it, whatever the store brings mean
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from patchdeploy.bundle import Bundle
 from patchdeploy.cascade import Cascade, CascadeRule, Stage, confidence
 from patchdeploy.coding.table import CodingTable
+from patchdeploy.data import Pixels, Preprocessing, resize_image
 from patchdeploy.errors import ConfigError
+from patchdeploy.runtime.prediction import Prediction
 from patchdeploy.runtime.self_test import score_codes
 from patchdeploy.runtime.versions import TaskVersion
 from patchdeploy.slots import PatchValues
@@ -107,8 +109,35 @@ class Cascades:
             self._used.add(version.sha256)
         return not seen
 
-    def count(self, task: str, resolution: int, images: int) -> None:
-        """Note that a stage answered so many images."""
+    def predict(
+        self,
+        loaded: LoadedCascade,
+        images: Sequence[Pixels],
+        preprocessing: Preprocessing,
+        predict: Callable[[list[Pixels], int], list[Prediction]],
+    ) -> list[Prediction]:
+        """Every image by the first stage that is sure of it; the others go on together.
+
+        Args:
+            images: uint8 [H, W, 3] RGB each, of any size.
+            predict: predictions of images uint8 [px, px, 3] at a resolution.
+        """
+        found: dict[int, Prediction] = {}
+        waiting = np.arange(len(images))
+        for stage in loaded.rule.stages:
+            if not waiting.size:
+                break
+            px = stage.resolution
+            answers = predict(
+                [resize_image(images[k], px, preprocessing) for k in waiting.tolist()], px
+            )
+            sure = loaded.is_sure(stage, np.stack([one.scores for one in answers]))
+            found |= {int(k): answers[n] for n, k in enumerate(waiting) if sure[n]}
+            self._count(answers[0].task, px, int(sure.sum()))
+            waiting = waiting[~sure]
+        return [found[k] for k in range(len(images))]
+
+    def _count(self, task: str, resolution: int, images: int) -> None:
         with self._lock:
             counts = self._counts.setdefault(task, {})
             counts[resolution] = counts.get(resolution, 0) + images

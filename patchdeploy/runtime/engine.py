@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from patchdeploy.bundle import Bundle
 from patchdeploy.bundle.held import hold_bundle
 from patchdeploy.cascade import Cascade
-from patchdeploy.data import Preprocessing, image_pixels, resize_image
+from patchdeploy.data import Preprocessing, image_pixels
 from patchdeploy.errors import ConfigError, DataError, UnknownResolutionError
 from patchdeploy.runtime.backend import Backend
-from patchdeploy.runtime.cascades import Cascades, LoadedCascade
+from patchdeploy.runtime.cascades import Cascades
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.images import (
     OneImage,
@@ -423,26 +423,13 @@ class Engine:
         return _Way(
             CASCADE_BATCH,
             lambda image: image_pixels(image, "the image"),
-            lambda images: self._predict_cascade(images, version, loaded),
+            lambda images: self._cascades.predict(
+                loaded,
+                images,
+                self.preprocessing,
+                lambda pixels, side: self._predict(pixels, version, side),
+            ),
         )
-
-    def _predict_cascade(
-        self, images: list[Pixels], version: TaskVersion, loaded: LoadedCascade
-    ) -> list[Prediction]:
-        """Every image by the first stage that is sure of it; the others go on together."""
-        found: dict[int, Prediction] = {}
-        waiting = np.arange(len(images))
-        for stage in loaded.rule.stages:
-            if not waiting.size:
-                break
-            px = stage.resolution
-            pixels = [resize_image(images[k], px, self.preprocessing) for k in waiting]
-            answers = self._predict(pixels, version, px)
-            sure = loaded.is_sure(stage, np.stack([one.scores for one in answers]))
-            found |= {int(k): answers[n] for n, k in enumerate(waiting) if sure[n]}
-            self._cascades.count(version.task, px, int(sure.sum()))
-            waiting = waiting[~sure]
-        return [found[k] for k in range(len(images))]
 
     def _predict(
         self, pixels: list[Pixels], version: TaskVersion, resolution: int
