@@ -48,7 +48,7 @@ from patchdeploy.fold import FoldedNetwork, fold_patch
 from patchdeploy.graph import Graph, infer_shapes
 from patchdeploy.lower import FloatScores, compare_patch, lower_base, make_pictures
 from patchdeploy.lower.passes import IMAGE_IDENTITY
-from patchdeploy.patch import Patch
+from patchdeploy.patch import Patch, recognise_patch
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.patchfile.pack import Release, Signer, make_thumbnails
 from patchdeploy.patchfile.values import PatchFile
@@ -67,6 +67,8 @@ CODING_IMAGES = 500
 """Calibration images, at most, that coding steps are chosen on."""
 COMPARED_IMAGES = 2
 """Calibration images, at most, that graph and module are compared on, beside made pictures."""
+
+EXPORT_REMEDY = "export it with the base that it was trained on"
 
 Progress = Callable[[str], None]
 
@@ -234,7 +236,7 @@ def check_base(patch: Patch, base_sha256: str) -> None:
     if patch.base_sha256 != base_sha256:
         raise WrongBaseError(
             f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
-            f"{base_sha256[:16]}; export it with the base that it was trained on"
+            f"{base_sha256[:16]}; {EXPORT_REMEDY}"
         )
 
 
@@ -326,6 +328,7 @@ def export_bundle(
         PatchdeployError: see `Exporter.quantize`; nothing is left at ``path``.
     """
     _check_signing(signing, unsigned)
+    patches = [recognise_patch(base, patch, EXPORT_REMEDY) for patch in patches]
     chosen = check_request(Path(path), resolutions or common_resolutions(patches), formats)
     for name in formats:
         load_converter(name)
@@ -490,7 +493,7 @@ def export_patch(
     """
     bundle = open_bundle(Path(path))
     manifest = bundle.manifest
-    if base.sha256 != manifest.source_sha256:
+    if not base.is_named(manifest.source_sha256, f"the bundle at {path}"):
         raise WrongBaseError(
             f"the bundle at {path} was exported from base {manifest.source_sha256[:16]}, the base "
             f"given is {base.sha256[:16]}; use the base that the bundle was exported from"
@@ -503,6 +506,7 @@ def export_patch(
             "it under another name, replace that task or remove it"
         )
     number = next_sequence(bundle, patch.task, sequence)
+    patch = recognise_patch(base, patch, EXPORT_REMEDY)
     capacity = manifest.layout.head_capacity
     check_patch(patch, base.sha256, capacity, calibration, config or CalibrationConfig())
     reference = bundle.reference()
@@ -549,6 +553,7 @@ def export_float(
         UnknownResolutionError: the patch has no such variant.
         UnsupportedOperatorError, LoweringMismatchError: see `Exporter`.
     """
+    patch = recognise_patch(base, patch, EXPORT_REMEDY)
     chosen = tuple(resolutions or patch.resolutions)
     if len(chosen) != 1:
         raise ConfigError(

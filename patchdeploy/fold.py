@@ -107,8 +107,30 @@ def fold_patch(
             f"{kept} classes asked of head {graph.head!r}, which has {rows} rows; "
             f"fold a patch whose head has at least {max(kept, 1)} rows, or ask for 1 to {rows}"
         )
+    check_after_head(graph, kept)
     convs[graph.head] = _keep_rows(convs[graph.head], kept)
     return FoldedNetwork(graph, convs, offset, kept)
+
+
+def check_after_head(graph: Graph, rows: int) -> None:
+    """What runs on the scores takes ``rows`` of them.
+
+    Raises:
+        HeadCapacityError: a constant or a normalisation after the head is for another number.
+    """
+    head = next(conv for conv in graph.convolutions() if conv.name == graph.head)
+    found = [head.norm.name] if head.norm is not None else []
+    reached = {head.output}
+    for operator in graph.operators:
+        if operator.name != graph.head and reached & set(operator.inputs):
+            reached.add(operator.output)
+            found += [operator.name] if isinstance(operator, Conv2d) else []
+    if found and rows != head.out_channels:
+        raise HeadCapacityError(
+            f"{rows} rows of head {graph.head!r}; {found[0]!r}, which runs after it, is made for "
+            f"{head.out_channels} scores; make a base that ends with its last layer, or export "
+            f"tasks of {head.out_channels} classes alone"
+        )
 
 
 def input_offset(preprocessing: Preprocessing) -> int:
@@ -133,11 +155,6 @@ def border_error_bound(network: FoldedNetwork) -> Float64Array:
     return np.asarray(np.abs(folded.scale) * np.abs(taps).sum(axis=(1, 2)), np.float64)
 
 
-def _module(conv: Conv2d) -> str:
-    """Module path of the kernel: the site's name, but where one module is called twice."""
-    return conv.weight.removesuffix(".weight")
-
-
 def _addressable(graph: Graph) -> set[str]:
     """Every name that a patch may set."""
     names: set[str] = set()
@@ -145,7 +162,7 @@ def _addressable(graph: Graph) -> set[str]:
         if conv.norm is not None:
             names.update(f"{conv.norm.name}.{part}" for part in NORM_TENSORS)
         if not conv.is_constant:
-            names.update((f"{_module(conv)}.patch_scale", f"{_module(conv)}.patch_bias"))
+            names.update((f"{conv.module}.patch_scale", f"{conv.module}.patch_bias"))
             names.update(key for key in (conv.weight, conv.bias) if key is not None)
     return names
 
@@ -223,8 +240,8 @@ def _effective_affine(
         return _read(source, name, (rows,)).astype(np.float64)
 
     conv_bias = np.zeros(rows) if conv.bias is None else vector(conv.bias, None)
-    scale = vector(f"{_module(conv)}.patch_scale", 1.0)
-    bias = conv_bias * scale + vector(f"{_module(conv)}.patch_bias", 0.0)
+    scale = vector(f"{conv.module}.patch_scale", 1.0)
+    bias = conv_bias * scale + vector(f"{conv.module}.patch_bias", 0.0)
     if conv.norm is None:
         return scale, bias
     norm = conv.norm.name

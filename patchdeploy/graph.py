@@ -36,6 +36,16 @@ def _explicit(padding: SizedPadding) -> Padding:
     return padding
 
 
+COMPUTED = ".computed"
+"""How the key of a kernel ends that the network computes from other tensors."""
+
+
+def module_of(weight: str) -> str:
+    """The module path in a kernel's key."""
+    stem, found, _ = weight.rpartition(COMPUTED)
+    return stem if found else weight.removesuffix(".weight")
+
+
 @dataclass(frozen=True)
 class Norm:
     """A normalisation: ``<name>.weight``, ``.bias``, ``.running_mean`` and ``.running_var``."""
@@ -85,6 +95,11 @@ class Conv2d:
     def zeros(self) -> Padding:
         """``padding`` of an operator whose input size is fixed (see `fix_size`)."""
         return _explicit(self.padding)
+
+    @property
+    def module(self) -> str:
+        """Path of the module: the site's name, but where a module is called twice."""
+        return module_of(self.weight)
 
     @property
     def is_depthwise(self) -> bool:
@@ -214,7 +229,8 @@ class Graph:
 
     Attributes:
         name: the base's name.
-        base_sha256: content hash of the base that this was lowered from.
+        base_sha256: of the base that this was lowered from, `Base.tensors_sha256`: the operators
+            are here already, and every bundle's file of the base keeps its bytes.
         preprocessing: how pixels become the network's input; the folding pass merges its
             mean and standard deviation into the first convolution.
         input, output: value names; the input has 3 channels, the output is [N, 1, 1, classes].

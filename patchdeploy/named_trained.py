@@ -164,7 +164,7 @@ def open_network(folder: Path, open_origin: Callable[[str], Base]) -> Base:
         ) from error
     preprocessing = Preprocessing.from_json(facts["preprocessing"])
     base = Base.from_module(module, preprocessing, facts["name"], facts["head_name"])
-    if base.sha256 != facts["sha256"]:
+    if not base.is_named(facts["sha256"], f"network in {folder}"):
         raise IntegrityError(
             f"network in {folder} has content hash {base.sha256[:12]}, not {facts['sha256'][:12]} "
             f"as {FACTS_FILE} says; the two files belong together; copy both again"

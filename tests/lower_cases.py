@@ -31,6 +31,7 @@ class BaseUnderTest:
     head_name: str
     name: str = "base"
     sha256: str = "0" * 64
+    tensors_sha256: str = "0" * 64
 
 
 @dataclass(frozen=True)

@@ -469,10 +469,10 @@ REFUSED: dict[str, tuple[Body, str]] = {
         "supported form is a size at which nothing is cut, or images that are cut before the "
         "network",
     ),
-    "computed kernel": (
-        lambda m, x: F.conv2d(x, m.point.weight.clamp(0, 1)),
-        "aten.clamp.default at the root Block: it computes on parameters alone; the nearest "
-        "supported form is a parameter stored as computed",
+    "mean of everything": (
+        lambda m, x: x * x.mean(),
+        "aten.mean.default at the root Block: dim=None; the nearest supported form is mean over "
+        "dim=[2, 3]",
     ),
     "broadcast sum": (
         lambda m, x: x + F.adaptive_avg_pool2d(x, 1),

@@ -1,6 +1,7 @@
 """A detector's feature extractor as a classifier (paper, section 5.2).
 
-In: an SSD, as a module, by torchvision's name, or with a checkpoint. Out: the layers up to the
+In: an SSD or another of torchvision's networks for detection or segmentation, as a module, by
+torchvision's name, or with a checkpoint. Out: the layers up to the
 last feature of its backbone, global average pooling and a new linear layer, and the preprocessing
 that the detector was trained with. What the detector adds behind its backbone (extra feature maps,
 box heads) is left out, as the paper leaves it out. `build_ssdlite` makes a small SSD to train.
@@ -52,15 +53,20 @@ def classifier_of(
 
 
 def _feature_layers(detector: nn.Module, name: str) -> nn.Sequential:
+    from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.models.detection.ssd import SSDFeatureExtractorVGG
 
     extractor: Any = getattr(detector, "backbone", None)
     layers = getattr(extractor, "features", None)
+    # A feature pyramid's convolutions (`fpn`) are the detector's own; below them is the backbone.
+    body = getattr(extractor, "body", extractor)
+    if isinstance(body, IntermediateLayerGetter):
+        return nn.Sequential(OrderedDict(body.items()))
     if not isinstance(layers, nn.Sequential):
         found = type(extractor).__name__ if extractor is not None else "none"
         raise BaseError(
             f"detector {name!r} has no feature extractor that is known (its backbone: {found}); it "
-            "must be an SSD whose backbone.features is a Sequential, as torchvision's are; take "
+            "must have a backbone as torchvision's detection and segmentation networks have; take "
             "the layers out yourself and use Base.from_module"
         )
     if isinstance(extractor, SSDFeatureExtractorVGG):
@@ -98,8 +104,10 @@ def preprocessing_of(detector: nn.Module, name: str) -> Preprocessing:
     transform: Any = getattr(detector, "transform", None)
     size = getattr(transform, "fixed_size", None)
     if size is None or size[0] != size[1]:
+        found = "has no fixed size of its images" if size is None else f"resizes to {size}"
         raise BaseError(
-            f"detector {name!r} resizes to {size}; a base takes a fixed square; give preprocessing"
+            f"detector {name!r} {found}; a base takes a fixed square; give preprocessing, such as "
+            "Preprocessing(input_size=224)"
         )
     mean, std = (
         tuple(map(float, values)) for values in (transform.image_mean, transform.image_std)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchdeploy.base.function import Function, record_function
 from patchdeploy.data import Preprocessing
 from patchdeploy.errors import BaseError
 
@@ -92,29 +93,79 @@ def trace_layers(module: nn.Module, input_size: int, name: str) -> Trace:
         elif isinstance(layer, NORMS):
             _check_statistics(layer, path, name)
             handles.append(layer.register_forward_pre_hook(before_norm(path)))
+    if type(module).__module__.startswith("torchvision.models.detection"):
+        raise _refuse_output(module, [], name)  # before it resizes an image to 800 px
     try:
         output = _run_example(module, torch.zeros(1, 3, input_size, input_size), name)
     finally:
         for handle in handles:
             handle.remove()
-    if order and not (isinstance(output, Tensor) and output.ndim == 2 and len(output) == 1):
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise BaseError(
-            f"base {name!r} gives {found} for one image; it must give class scores [1, classes]; "
-            "wrap it in a module that does"
-        )
+    good = isinstance(output, Tensor) and output.dtype == torch.float32
+    if order and not (good and output.ndim == 2 and len(output) == 1):
+        raise _refuse_output(module, output, name)
     return Trace(readers, tuple(order), frozenset(reached))
 
 
 @torch.no_grad()
 def _run_example(module: nn.Module, images: Tensor, name: str) -> Any:
+    first: list[tuple[str, nn.Conv2d]] = []
+
+    def see(path: str, layer: nn.Conv2d) -> Any:
+        return layer.register_forward_pre_hook(lambda *_: first.append((path, layer)))
+
+    layers = module.named_modules()
+    handles = [see(path, layer) for path, layer in layers if isinstance(layer, nn.Conv2d)]
     try:
         return module(images)
     except Exception as error:  # whatever a caller's own module raises
+        shown = f"fails on float32 {list(images.shape)}"
+        if first and first[0][1].in_channels != images.shape[1]:
+            raise _refuse_channels(name, *first[0]) from error
         raise BaseError(
-            f"base {name!r} fails on float32 {list(images.shape)} ({error}); it must map images to "
-            "class scores; correct its input_size or wrap it"
+            f"base {name!r} {shown} ({error}); it must map images to class scores; correct its "
+            "input_size or wrap it"
         ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_channels(name: str, path: str, first: nn.Conv2d) -> BaseError:
+    remedy = "give it the 3 input channels that it needs for RGB (weight[:, :3]) and train it again"
+    if first.in_channels == 1 and first.groups == 1:
+        remedy = (
+            "give it 3 input channels with weight.repeat(1, 3, 1, 1) / 3, which scores grey images "
+            "as before (preprocessing with one mean and one std)"
+        )
+    return BaseError(
+        f"base {name!r} reads images of {first.in_channels} channels (convolution {path!r}); a "
+        f"base reads RGB, float32 [N, 3, H, W]; {remedy}"
+    )
+
+
+def _refuse_output(module: nn.Module, output: Any, name: str) -> BaseError:
+    found = type(output).__name__
+    if isinstance(output, Tensor):
+        found = f"{str(output.dtype).removeprefix('torch.')} {list(output.shape)}"
+    remedy = "wrap it in a module that does"
+    if is_detector(module):
+        remedy = (
+            "Base.from_detector(module) takes the layers of its backbone with a new linear layer"
+        )
+    elif hasattr(output, "logits"):
+        remedy = "wrap it in a module that returns its logits"
+    return BaseError(
+        f"base {name!r} gives {found} for one image; it must give class scores, float32 "
+        f"[1, classes]; {remedy}"
+    )
+
+
+def is_detector(module: nn.Module) -> bool:
+    """A network of torchvision's for detection or segmentation, or one with a backbone like it."""
+    kinds = ("torchvision.models.detection", "torchvision.models.segmentation")
+    return type(module).__module__.startswith(kinds) or isinstance(
+        getattr(module, "backbone", None), nn.Module
+    )
 
 
 def _check_statistics(norm: nn.Module, path: str, name: str) -> None:
@@ -131,27 +182,37 @@ def make_scales_positive(
 ) -> None:
     """Move negative signs of normalisation scales into the convolutions before them, in place.
 
-    Raises:
-        BaseError: the function would change, because something else reads such a convolution too.
+    One whose convolution something else reads too keeps its sign: it is a layer by itself when
+    lowered, of rows that no other layer shares.
     """
-    negative = [norm for norm in norms.values() if norm and _has_negative_scale(module, norm)]
+    negative = {
+        conv: norm for conv, norm in norms.items() if norm and _has_negative_scale(module, norm)
+    }
     if not negative:
         return
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, 3, input_size, input_size, generator=generator)
     before = _run_example(module, images, name)
-    for conv_path, norm_path in norms.items():
-        if norm_path in negative:
-            _flip_rows(module.get_submodule(conv_path), module.get_submodule(norm_path))
-    after = _run_example(module, images, name)
-    # Bit-equal where kernels round alike for either sign (all that are known do); a sign in the
-    # wrong place moves scores by far more than a thousandth of the largest.
-    if float((after - before).abs().max()) > 1e-3 * float(before.abs().max()):
-        raise BaseError(
-            f"base {name!r}: normalisations with negative scales ({', '.join(negative[:3])}) whose "
-            "convolution something else reads too; scales must be positive so that quantised rows "
-            "serve every task; give each such normalisation a convolution of its own"
-        )
+
+    def keeps(pairs: Sequence[tuple[str, str]]) -> bool:
+        """Turn the signs of ``pairs``; where that changes the function, turn them back."""
+        signs = [_flip_rows(module.get_submodule(c), module.get_submodule(n)) for c, n in pairs]
+        after = _run_example(module, images, name)
+        # Bit-equal where kernels round alike for either sign (all that are known do); a sign in the
+        # wrong place moves scores by far more than a thousandth of the largest.
+        same = float((after - before).abs().max()) <= 1e-3 * float(before.abs().max())
+        for (conv, norm), sign in zip(pairs, signs, strict=True):
+            if not same:
+                _turn_rows(module.get_submodule(conv), module.get_submodule(norm), sign)
+        return same
+
+    def turn(pairs: Sequence[tuple[str, str]]) -> None:
+        if pairs and not keeps(pairs) and len(pairs) > 1:
+            half = len(pairs) // 2
+            turn(pairs[:half])
+            turn(pairs[half:])
+
+    turn(list(negative.items()))
 
 
 def _has_negative_scale(module: nn.Module, norm_path: str) -> bool:
@@ -159,14 +220,19 @@ def _has_negative_scale(module: nn.Module, norm_path: str) -> bool:
     return isinstance(gamma, Tensor) and bool((gamma < 0).any())
 
 
-def _flip_rows(conv: nn.Module, norm: nn.Module) -> None:
-    gamma = _tensor(norm.weight)
-    sign = torch.where(gamma < 0, -1.0, 1.0)
+def _flip_rows(conv: nn.Module, norm: nn.Module) -> Tensor:
+    """Make ``norm``'s scales positive; the signs that they had."""
+    sign = torch.where(_tensor(norm.weight) < 0, -1.0, 1.0)
+    _turn_rows(conv, norm, sign)
+    return sign
+
+
+def _turn_rows(conv: nn.Module, norm: nn.Module, sign: Tensor) -> None:
     _tensor(conv.weight).mul_(sign.reshape(-1, 1, 1, 1))
     if conv.bias is not None:
         _tensor(conv.bias).mul_(sign)
     _tensor(norm.running_mean).mul_(sign)
-    gamma.mul_(sign)
+    _tensor(norm.weight).mul_(sign)
 
 
 def _tensor(value: Any) -> Tensor:
@@ -174,15 +240,36 @@ def _tensor(value: Any) -> Tensor:
     return value.data
 
 
-def content_hash(module: nn.Module, preprocessing: Preprocessing, name: str) -> str:
-    """SHA-256 over name, preprocessing, every tensor's name, dtype, shape and bytes, and what the
-    tensors do not tell: stride, padding, dilation, groups and epsilon.
+def describe_function(module: nn.Module, input_size: int, name: str) -> Function:
+    """What ``module`` computes; see `record_function`.
+
+    Raises:
+        BaseError: it fails on a batch of 2 images.
+    """
+    try:
+        return record_function(module, input_size)
+    except Exception as error:  # whatever a caller's own module raises
+        raise BaseError(
+            f"base {name!r} fails on float32 [2, 3, {input_size}, {input_size}] ({error}), though "
+            "not on one image; it must map batches of any number of images to class scores; "
+            "correct its reshapes"
+        ) from error
+
+
+def content_hash(
+    module: nn.Module, preprocessing: Preprocessing, name: str, made: frozenset[str] = frozenset()
+) -> str:
+    """SHA-256 over name, preprocessing, every tensor's name, dtype, shape and bytes, and of the
+    convolutions and normalisations stride, padding, dilation, groups and epsilon.
+
+    Args:
+        made: names of tensors that `unify_norms` made; they are left out.
     """
     digest = hashlib.sha256()
     digest.update(name.encode() + b"\0")
     digest.update(json.dumps(preprocessing.to_json(), sort_keys=True).encode() + b"\0")
     for key, value in sorted(module.state_dict().items()):
-        if key.endswith("num_batches_tracked"):
+        if key.endswith("num_batches_tracked") or key in made:
             continue
         array = np.ascontiguousarray(value.cpu().numpy())
         digest.update(f"{key}\0{array.dtype}\0{array.shape}\0".encode())

@@ -7,8 +7,8 @@ normalisation scales made positive once, so that quantised rows serve every task
 
 from __future__ import annotations
 
-import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchdeploy.base.function import join_hash
 from patchdeploy.base.layers import (
     CONVOLUTIONS,
     NORMS,
     content_hash,
+    describe_function,
+    is_detector,
     make_scales_positive,
     trace_layers,
 )
+from patchdeploy.base.plain import make_plain, unify_norms
 from patchdeploy.base.state import check_finite, fill_module, read_state
 from patchdeploy.base.weights import tensors_alone
 from patchdeploy.data import ASSETS, ImageDataset, Preprocessing
@@ -33,6 +37,10 @@ from patchdeploy.errors_reason import describe_reason
 
 EMBEDDED_WEIGHTS = ASSETS / "embedded_base.safetensors"
 EMBEDDED_FACTS = ASSETS / "embedded_base.json"
+
+
+class OldHashWarning(UserWarning):
+    """A patch, a bundle or a run names its base by the hash of the tensors alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +53,17 @@ class Base:
         name: architecture, for people and for the hash.
         head_name: module path of the last layer (Linear or Conv2d).
         norms: for every convolution, the module path of the normalisation that reads it, or None.
-        sha256: content hash of names, shapes and bytes of the state, of how convolutions and
-            normalisations are set, of preprocessing and name.
+        sha256: content hash of the function: of ``tensors_sha256`` and of every operator of a
+            forward pass with its operands and settings (`patchdeploy.base.function`).
+        tensors_sha256: content hash of names, shapes and bytes of the state, of how convolutions
+            and normalisations are set, of preprocessing and name: what ``sha256`` was in earlier
+            versions; bundles keep it beside their operators.
         unused: module paths of convolutions and normalisations that no forward pass reaches
             (auxiliary classifiers); no patch has a site there.
+        unreached: module paths of convolutions and normalisations that run and are no sites,
+            because they are of another kind (BatchNorm1d, GroupNorm, ConvTranspose2d).
+        other_heads: module paths of layers beside the head that scores come from directly; a patch
+            leaves them as they are.
     """
 
     module: nn.Module
@@ -57,7 +72,10 @@ class Base:
     head_name: str
     norms: Mapping[str, str | None]
     sha256: str
+    tensors_sha256: str
     unused: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
 
     @classmethod
     def from_module(
@@ -69,20 +87,24 @@ class Base:
     ) -> Base:
         """A base from any module that maps float32 [N, 3, H, W] to [N, classes].
 
-        The module is copied. Where a normalisation after a convolution has a negative scale, that
-        row of the kernel, its bias, the running mean and the scale change sign together: the
-        function stays the same to the last bit (IEEE 754 rounding is symmetric in sign).
+        The module is copied. Wrappers come off, computed weights (weight_norm) are stored, and
+        normalisations become BatchNorm2d with scale and bias (`patchdeploy.base.plain`). Where a
+        normalisation after a convolution has a negative scale, that row of the kernel, its bias,
+        the running mean and the scale change sign together: the function stays the same to the
+        last bit (IEEE 754 rounding is symmetric in sign).
 
         Raises:
             NonFiniteError: NaN or infinity in a parameter or statistic.
             BaseError: no Linear or Conv2d to be the head, a forward pass that fails or gives no
-                [1, classes], a normalisation without statistics, or a negative scale whose sign
-                cannot move into a kernel.
+                [1, classes], a normalisation without statistics, or a module that is not dense
+                float32, is TorchScript, or cannot be copied.
         """
-        frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+        frozen = make_plain(module, name)
+        side = preprocessing.input_size
         check_finite(frozen.state_dict(), name)
-        trace = trace_layers(frozen, preprocessing.input_size, name)
-        make_scales_positive(frozen, trace.norms, preprocessing.input_size, name)
+        made = unify_norms(frozen, side, name)
+        trace = trace_layers(frozen, side, name)
+        make_scales_positive(frozen, trace.norms, side, name)
         head = head_name or trace.head(name)
         layers = dict(frozen.named_modules())
         if not isinstance(layers.get(head), nn.Linear | nn.Conv2d):
@@ -90,13 +112,52 @@ class Base:
                 f"base {name!r} has no Linear or Conv2d {head!r}; the head is its last layer; name "
                 f"one of {', '.join(trace.classifiers[-3:])}"
             )
+        sites = (*CONVOLUTIONS, *NORMS)
         unused = tuple(
             path
             for path, layer in layers.items()
-            if isinstance(layer, (*CONVOLUTIONS, *NORMS)) and path not in trace.reached
+            if isinstance(layer, sites) and path not in trace.reached
         )
-        digest = content_hash(frozen, preprocessing, name)
-        return cls(frozen, preprocessing, name, head, trace.norms, digest, unused)
+        function = describe_function(frozen, side, name)
+        tensors_hash = content_hash(frozen, preprocessing, name, made)
+        return cls(
+            module=frozen,
+            preprocessing=preprocessing,
+            name=name,
+            head_name=head,
+            norms=trace.norms,
+            sha256=join_hash(tensors_hash, function),
+            tensors_sha256=tensors_hash,
+            unused=unused,
+            unreached=tuple(
+                path
+                for path in function.layers
+                if path != head and not isinstance(layers.get(path), (*sites, nn.Linear))
+            ),
+            other_heads=tuple(path for path in function.last_layers if path != head),
+        )
+
+    def is_named(self, sha256: str, what: str) -> bool:
+        """Whether ``sha256`` names this base.
+
+        Args:
+            what: what carries the name, for the warning.
+
+        Warns:
+            OldHashWarning: it is ``tensors_sha256``, by which earlier versions named a base.
+        """
+        if sha256 == self.tensors_sha256:
+            warnings.warn(
+                f"{what} names base {self.name!r} by {sha256[:16]}, the hash of its tensors alone, "
+                "as earlier versions did; the tensors are the same, what is computed with them "
+                "(order, activations, pooling) was not compared; the base's hash is now "
+                f"{self.sha256[:16]}; make it again, or load the patch and save it, and both are "
+                "compared",
+                OldHashWarning,
+                stacklevel=3,
+            )
+            return True
+        return sha256 == self.sha256
 
     @classmethod
     def from_torchvision(
@@ -120,6 +181,12 @@ class Base:
             BaseError: an unknown name, or the weights cannot be downloaded.
         """
         module, chosen = build_torchvision(name, weights, seed, arguments)
+        if is_detector(module):
+            raise BaseError(
+                f"torchvision's {name!r} finds or segments objects; a base gives class scores; "
+                f"Base.from_detector({name!r}) takes the layers of its backbone with a new linear "
+                "layer"
+            )
         for path, layer in list(module.named_children()):
             if path.lower().startswith("aux") and isinstance(layer, nn.Module):
                 setattr(module, path, None)  # a second classifier that only training runs

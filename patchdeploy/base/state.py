@@ -7,7 +7,6 @@ CheckpointError that says which tensor does not fit and what would. Nothing in t
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from patchdeploy.base.forms import choose_state, find_states, is_counter, only_state
 from patchdeploy.base.pickled import Placeholder, read_pickled
+from patchdeploy.base.plain import copy_module
 from patchdeploy.errors import CheckpointError, IrregularFileError, NonFiniteError
 from patchdeploy.errors_reason import describe_reason
 from patchdeploy.storage import open_regular
@@ -126,7 +126,7 @@ def fill_module(module: nn.Module, path: Path) -> nn.Module:
     Raises:
         CheckpointError: not readable, or names and shapes that do not fit.
     """
-    filled = copy.deepcopy(module)
+    filled = copy_module(module, str(path))
     expected = filled.state_dict()
     state = read_state(path, expected)
     _check_fit(expected, state, path)

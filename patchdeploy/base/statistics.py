@@ -44,7 +44,7 @@ def measure_statistics(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-        norm.train()
+        norm.training = True
     batches = -(-len(pixels) // BATCH)
     for first in range(batches):  # every batch spans the whole: images often lie class by class
         batch = normalize_batch(pixels[first::batches], preprocessing)

@@ -76,7 +76,7 @@ def doubled_scales(graph: Graph) -> dict[str, NDArray[Any]]:
             own = graph.parameters.get(key)
             tensors[key] = np.full(conv.out_channels, 2.0) if own is None else 2.0 * own
         elif not conv.is_constant:
-            name = conv.weight.removesuffix(".weight")
+            name = conv.module
             tensors[f"{name}.patch_scale"] = np.full(conv.out_channels, 2.0)
     return tensors
 

@@ -16,7 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.errors import UnsupportedOperatorError
-from patchdeploy.graph import Activation, ChannelSelect, FloatArray, Norm, Operator, Padding
+from patchdeploy.graph import (
+    COMPUTED,
+    Activation,
+    ChannelSelect,
+    FloatArray,
+    Norm,
+    Operator,
+    Padding,
+)
+
+
+class CallRefusedError(UnsupportedOperatorError):
+    """One call that has no form in the graph.
+
+    Attributes:
+        target: ATen operator with its overload.
+        place: the module that calls it.
+        reason: what has no form.
+        nearest: what has.
+    """
+
+    def __init__(self, target: str, place: str, reason: str, nearest: str) -> None:
+        super().__init__(
+            f"{target} at {place}: {reason}; the nearest supported form is {nearest}; rewrite the "
+            "module and make the base again"
+        )
+        self.target, self.place, self.reason, self.nearest = target, place, reason, nearest
+
+    def __reduce__(self) -> tuple[type[CallRefusedError], tuple[str, str, str, str]]:
+        return type(self), (self.target, self.place, self.reason, self.nearest)
 
 
 @dataclass(frozen=True)
@@ -90,7 +119,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor of the base's state dict."""
+    """A constant tensor.
+
+    Attributes:
+        key: of the base's state dict; "" for one that the network computes from others.
+        array: its values.
+    """
 
     key: str
     array: FloatArray
@@ -117,13 +151,10 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    def refuse(self, reason: str, nearest: str) -> UnsupportedOperatorError:
+    def refuse(self, reason: str, nearest: str) -> CallRefusedError:
         """The error for a call that has no rule, or that its rule does not cover."""
         place = f"module {self.path!r} ({self.module})" if self.path else f"the root {self.module}"
-        return UnsupportedOperatorError(
-            f"{self.target} at {place}: {reason}; the nearest supported form is {nearest}; "
-            "rewrite the module and make the base again"
-        )
+        return CallRefusedError(self.target, place, reason, nearest)
 
 
 @dataclass
@@ -218,11 +249,32 @@ def map_value(call: Call, name: str = "input") -> Value:
 def parameter(call: Call, name: str) -> Parameter | None:
     given = call[name]
     if given is not None and not isinstance(given, Parameter):
-        raise call.refuse(
-            f"its {name} is computed from other tensors",
-            "a parameter (torch.nn.utils.parametrize.remove_parametrizations stores it)",
-        )
+        raise call.refuse(f"its {name} is computed from the image", "a parameter")
     return given
+
+
+def named_weight(builder: Builder, call: Call) -> Parameter:
+    """The kernel of a layer. One that the network computes (weight standardisation) is called
+    ``<module>.computed``: no tensor of a patch can take its place."""
+    weight = parameter(call, "weight")
+    assert weight is not None
+    return weight if weight.key else _name_computed(builder, call, weight)
+
+
+def named_bias(builder: Builder, call: Call) -> Parameter | None:
+    """The bias of a layer, or None; a computed one is called ``<module>.computed_2`` or so."""
+    bias = parameter(call, "bias")
+    return bias if bias is None or bias.key else _name_computed(builder, call, bias)
+
+
+def _name_computed(builder: Builder, call: Call, given: Parameter) -> Parameter:
+    stem = f"{call.path}{COMPUTED}" if call.path else COMPUTED.removeprefix(".")
+    key, number = stem, 1
+    while key in builder.parameters:
+        number += 1
+        key = f"{stem}_{number}"
+    builder.parameters[key] = given.array
+    return replace(given, key=key)
 
 
 def pair(values: int | Sequence[int]) -> tuple[int, int]:

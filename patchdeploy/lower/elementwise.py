@@ -106,9 +106,7 @@ def _operands(call: Call) -> tuple[Value, Any]:
 
 
 def add(builder: Builder, call: Call) -> Value:
-    first, second = call["self"], call["other"]
-    if call.arguments.get("alpha", 1) != 1:
-        raise call.refuse(f"alpha={call['alpha']}", "add with alpha=1")
+    first, second = call["self"], _times(builder, call, call["other"])
     if not isinstance(first, Value):
         first, second = second, first
     if not isinstance(second, Value):
@@ -120,6 +118,18 @@ def add(builder: Builder, call: Call) -> Value:
     name = builder.name(call, "add")
     builder.emit(Add(name, (builder.read(first), builder.read(second)), name), first.channels)
     return like(first, name)
+
+
+def _times(builder: Builder, call: Call, other: Any) -> Any:
+    """alpha * other."""
+    alpha = call.arguments.get("alpha", 1)
+    if alpha == 1:
+        return other
+    if isinstance(other, Value):
+        return _affine(builder, call, other, alpha, 0.0)
+    if isinstance(other, Parameter):
+        return replace(other, array=(alpha * other.array).astype(np.float32))
+    return alpha * other
 
 
 def _form(value: Value) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from patchdeploy.graph import Concat, Conv2d, GlobalAvgPool, MaxPool, Norm, Padding
+from patchdeploy.graph import Concat, Conv2d, GlobalAvgPool, MaxPool, Norm, Padding, module_of
 from patchdeploy.lower.builder import (
     Builder,
     Call,
@@ -18,6 +18,8 @@ from patchdeploy.lower.builder import (
     like,
     map_result,
     map_value,
+    named_bias,
+    named_weight,
     pair,
     parameter,
 )
@@ -37,15 +39,14 @@ def _conv_padding(call: Call, kernel: tuple[int, int], dilation: tuple[int, int]
 
 def convolve(builder: Builder, call: Call) -> Value:
     value = map_value(call)
-    weight, bias = parameter(call, "weight"), parameter(call, "bias")
-    assert weight is not None
+    weight, bias = named_weight(builder, call), named_bias(builder, call)
     if call.arguments.get("transposed", False):
         raise call.refuse("it is transposed", "a convolution that keeps or halves the size")
     if weight.array.ndim != 4:
         raise call.refuse(f"its kernel has {weight.array.ndim} dimensions", "conv2d")
     kernel = (int(weight.array.shape[2]), int(weight.array.shape[3]))
     dilation = pair(call["dilation"])
-    name = builder.site_name(weight.key.removesuffix(".weight"))
+    name = builder.site_name(module_of(weight.key))
     conv = Conv2d(
         name=name,
         input=builder.read(value),
@@ -66,12 +67,11 @@ def convolve(builder: Builder, call: Call) -> Value:
 
 def linear(builder: Builder, call: Call) -> Value:
     value = input_value(call)
-    weight, bias = parameter(call, "weight"), parameter(call, "bias")
-    assert weight is not None
+    weight, bias = named_weight(builder, call), named_bias(builder, call)
     rows, columns = weight.array.shape
     if not value.flat or len(call.shape) != 2:
         raise call.refuse("its input is not [N, features]", "linear after flatten(1)")
-    name = builder.site_name(weight.key.removesuffix(".weight"))
+    name = builder.site_name(module_of(weight.key))
     conv = Conv2d(
         name=name,
         input=builder.read(value),
@@ -236,6 +236,7 @@ def _global_average(builder: Builder, call: Call, value: Value, flat: bool = Fal
 
 def mean(builder: Builder, call: Call) -> Value:
     value = map_value(call, "self")
-    if sorted(d % 4 for d in call["dim"] or ()) != [2, 3]:
-        raise call.refuse(f"dim={call['dim']}", "mean over dim=[2, 3]")
+    dims = call.arguments.get("dim")
+    if sorted(d % 4 for d in dims or ()) != [2, 3]:
+        raise call.refuse(f"dim={dims}", "mean over dim=[2, 3]")
     return _global_average(builder, call, value, flat=not call["keepdim"])

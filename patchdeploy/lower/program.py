@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from patchdeploy.errors import BaseError, UnsupportedOperatorError
-from patchdeploy.graph import Conv2d, FloatArray, Graph, Operator
-from patchdeploy.lower.builder import Builder, Call, Parameter, Value
+from patchdeploy.graph import Conv2d, Graph, Operator
+from patchdeploy.lower.builder import Builder, Call, CallRefusedError, Value
+from patchdeploy.lower.names import ModuleNames
 from patchdeploy.lower.passes import RawGraph, simplify
-from patchdeploy.lower.rules import NEAREST, RULES, SUPPORTED, VIEWS
+from patchdeploy.lower.rules import VIEWS
+from patchdeploy.lower.walk import as_parameters, rule_name, walk_nodes
 
 if TYPE_CHECKING:
     from patchdeploy.base import Base
@@ -96,14 +99,21 @@ def _finish(base: Base, builder: Builder, output: str, exact_border: bool) -> Gr
     raw = simplify(raw, exact_border)
     operators: tuple[Operator, ...] = tuple(o for o in raw.operators if isinstance(o, Operator))
     assert len(operators) == len(raw.operators)
-    if not any(isinstance(o, Conv2d) and o.name == base.head_name for o in operators):
+    heads = [o for o in operators if isinstance(o, Conv2d) and o.module == base.head_name]
+    if any(o.weight != f"{base.head_name}.weight" for o in heads):
+        raise BaseError(
+            f"base {base.name!r}: its last layer {base.head_name!r} computes its kernel from other "
+            "tensors; a patch brings a kernel that is used as it is; end the network with "
+            "torch.nn.Linear or Conv2d"
+        )
+    if not any(o.name == base.head_name for o in heads):
         raise BaseError(
             f"base {base.name!r} names {base.head_name!r} as its last layer, which is no "
             "convolution or linear layer of the lowered network; correct head_name"
         )
     return Graph(
         name=base.name,
-        base_sha256=base.sha256,
+        base_sha256=base.tensors_sha256,
         preprocessing=raw.preprocessing,
         input=raw.input,
         output=raw.output,
@@ -135,66 +145,57 @@ def _walk(
 ) -> tuple[Builder, str]:
     """Apply a rule to every call that the output depends on; the output is the name of a value."""
     nodes = list(program.graph.nodes)
-    _refuse_hidden_writes(nodes)
     wanted = _needed(nodes)
     paths = {key.rpartition(".")[0] for key in program.state_dict}
     builder = Builder(reserved=frozenset(paths), fixed_windows=fixed_windows, used={IMAGE})
     builder.channels[IMAGE] = 3
-    results: dict[torch.fx.Node, Any] = {}
-    tensors = _parameters(program)
+    tensors = _tensors(program)
+    shared = ModuleNames(base.module)
+    inputs: dict[torch.fx.Node, Any] = {}
+    constants: dict[torch.fx.Node, torch.Tensor] = {}
     for node in nodes:
-        if node.op == "placeholder" and node in wanted:
-            if node.name in tensors:
-                results[node] = tensors[node.name]
-            else:
-                side = node.meta["val"].shape[-1]
-                results[node] = Value(IMAGE, np.arange(3, dtype=np.int64), side, side)
-        elif node.op == "call_function" and node in wanted:
-            call = _call(node, results)
-            rule = RULES.get(_rule_name(node))
-            if rule is None:
-                nearest = NEAREST.get(_rule_name(node).lstrip("_"), SUPPORTED)
-                raise call.refuse("no lowering rule for this operator", nearest)
-            results[node] = rule(builder, call)
+        if node.op == "placeholder" and node.name in tensors:
+            key, constants[node] = tensors[node.name]
+            inputs[node] = replace(as_parameters(constants[node]), key=key)
+        elif node.op == "placeholder":
+            side = node.meta["val"].shape[-1]
+            inputs[node] = Value(IMAGE, np.arange(3, dtype=np.int64), side, side)
+    results = walk_nodes(
+        [node for node in nodes if node in wanted],
+        builder,
+        inputs,
+        constants,
+        partial(_call, shared=shared),
+        _hidden_writes(nodes),
+    )
     return builder, builder.read(_output(nodes[-1], results, base))
 
 
-def _parameters(program: torch.export.ExportedProgram) -> dict[str, Parameter]:
-    """Placeholder name -> the base's tensor behind it."""
+def _tensors(program: torch.export.ExportedProgram) -> dict[str, tuple[str, torch.Tensor]]:
+    """Placeholder name -> the base's tensor behind it, and a name of it."""
     found = {}
     for spec in program.graph_signature.input_specs:
         if spec.target is not None and hasattr(spec.arg, "name"):
             tensor = program.state_dict.get(spec.target, program.constants.get(spec.target))
             if isinstance(tensor, torch.Tensor):
-                found[spec.arg.name] = Parameter(spec.target, _to_numpy(tensor))
+                found[spec.arg.name] = (spec.target, tensor.detach())
     return found
 
 
-def _to_numpy(tensor: torch.Tensor) -> FloatArray:
-    return np.array(tensor.detach().cpu().float().numpy(), np.float32)
-
-
-def _rule_name(node: torch.fx.Node) -> str:
-    """The operator's name without namespace, overload and in-place underscore."""
-    if node.target is operator.getitem:
-        return "getitem"
-    name = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
-    return name.removesuffix("_")
-
-
 def _is_in_place(node: torch.fx.Node) -> bool:
-    return node.op == "call_function" and str(node.target).split(".")[1:2] != [_rule_name(node)]
+    return node.op == "call_function" and str(node.target).split(".")[1:2] != [rule_name(node)]
 
 
-def _refuse_hidden_writes(nodes: list[torch.fx.Node]) -> None:
+def _hidden_writes(nodes: list[torch.fx.Node]) -> list[CallRefusedError]:
     """An in-place call is lowered as out-of-place; see that nothing could tell.
 
     The export lets later code that reads the written tensor read the call's result, but not
     code that reads the same memory through another tensor.
 
-    Raises:
-        UnsupportedOperatorError: memory is written that is read later under another name.
+    Returns:
+        errors of calls that write memory which is read later under another name.
     """
+    found = []
     position = {node: k for k, node in enumerate(nodes)}
     for node in nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or not _is_in_place(node):
@@ -202,16 +203,17 @@ def _refuse_hidden_writes(nodes: list[torch.fx.Node]) -> None:
         target = node.all_input_nodes[0]
         for alias in _aliases(target, node):
             if any(position[user] > position[node] for user in alias.users):
-                raise _place(node).refuse(
-                    f"it writes into {target.name!r}, whose memory is read later as {alias.name!r}",
-                    f"{_rule_name(node)} that is not in place",
-                )
+                what = f"it writes into {target.name!r}, whose memory is read later as"
+                nearest = f"{rule_name(node)} that is not in place"
+                found.append(_place(node).refuse(f"{what} {alias.name!r}", nearest))
+                break
+    return found
 
 
 def _aliases(target: torch.fx.Node, writer: torch.fx.Node) -> list[torch.fx.Node]:
     """The nodes that share memory with ``target``, itself included, its ``writer`` not."""
     root, chain = target, [target]
-    while root.op == "call_function" and _rule_name(root) in VIEWS:
+    while root.op == "call_function" and rule_name(root) in VIEWS:
         root = root.all_input_nodes[0]
         chain.append(root)
     family: list[torch.fx.Node] = []
@@ -220,8 +222,8 @@ def _aliases(target: torch.fx.Node, writer: torch.fx.Node) -> list[torch.fx.Node
         node = frontier.pop()
         family.append(node)
         for user in node.users:
-            is_view = user.op == "call_function" and _rule_name(user) in VIEWS
-            other_part = _rule_name(user) == "getitem" and user not in chain and node in chain[1:]
+            is_view = user.op == "call_function" and rule_name(user) in VIEWS
+            other_part = rule_name(user) == "getitem" and user not in chain and node in chain[1:]
             if is_view and not other_part and user is not writer:
                 frontier.append(user)
     return family
@@ -245,7 +247,7 @@ def _place(node: torch.fx.Node) -> Call:
     return Call(str(node.target), path, kind.rpartition(".")[2], {}, shape)
 
 
-def _call(node: torch.fx.Node, results: Mapping[torch.fx.Node, Any]) -> Call:
+def _call(node: torch.fx.Node, results: Mapping[torch.fx.Node, Any], shared: ModuleNames) -> Call:
     """The call with arguments by name, nodes replaced by what they stand for."""
     place = _place(node)
     if node.target is operator.getitem:
@@ -264,7 +266,7 @@ def _call(node: torch.fx.Node, results: Mapping[torch.fx.Node, Any]) -> Call:
     arguments |= {name: value for (name, _), value in zip(names, node.args, strict=False)}
     arguments |= node.kwargs
     resolved = {
-        name: torch.fx.node.map_arg(value, lambda n: results[n])
+        name: torch.fx.node.map_arg(value, lambda n: shared.rename(results[n], place.path))
         for name, value in arguments.items()
     }
     return Call(place.target, place.path, place.module, resolved, place.shape)

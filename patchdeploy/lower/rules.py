@@ -114,6 +114,8 @@ NEAREST = {
     "matmul": "linear",
     "addmm": "linear",
     "scaled_dot_product_attention": "squeeze-excitation (a global mean, two convolutions, mul)",
+    "expand": "mul without it: [N, C, 1, 1] spreads over a map by itself",
+    "expand_as": "mul without it: [N, C, 1, 1] spreads over a map by itself",
     "upsample_bilinear2d": "an input that is resized before the network",
     "upsample_nearest2d": "an input that is resized before the network",
 }

@@ -82,12 +82,12 @@ def _batch_statistics(
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
-            norm.train()
+            norm.training = True  # not what is in it: dropout is off in every method
             norm.momentum = norm.momentum if momentum is None else momentum
         yield
     finally:
         for norm, before in zip(norms, momenta, strict=True):
-            norm.eval()
+            norm.training = False
             norm.momentum = before
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchdeploy.patch.tails import Tail, find_tail
+
 
 @dataclass(frozen=True)
 class Partners:
@@ -58,10 +60,13 @@ def normalizing_jointly(norms: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block ``norms``, in training mode, normalise by all partners' images, where there
     are partners."""
     partners = find_partners()
-    changed: list[Any] = [] if partners is None else list(norms)
+    changed: list[Any] = []
     try:
-        for norm in changed:
-            norm.forward = partial(normalize_joined, norm, partners=partners)
+        if partners is not None:
+            for place, norm in enumerate(norms):
+                run = partial(_normalize, norm, find_tail(norm, f"number {place}"), partners)
+                changed.append(norm)
+                changed[-1].forward = run
         yield
     finally:
         for norm in changed:
@@ -119,6 +124,14 @@ class _JoinMoments(torch.autograd.Function):
         all_mean, all_var = both
         own_mean = ctx.share * (all_mean + 2 * ctx.offset * all_var)
         return own_mean.to(to_mean.dtype), (ctx.share * all_var).to(to_var.dtype), None, None
+
+
+def _normalize(norm: nn.Module, tail: Tail, partners: Partners, x: Tensor) -> Tensor:
+    assert isinstance(norm, nn.BatchNorm2d)
+    x = normalize_joined(norm, x, partners)
+    for one in tail:
+        x = one(x)
+    return x
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -125,7 +125,7 @@ class PatchSites:
     """Where a patch attaches to one base: module paths, in the network's order.
 
     Attributes:
-        norms: normalisations with gamma and beta.
+        norms: normalisations.
         explicit: convolutions that no normalisation reads (and that are not the head).
         depthwise: convolutions with one kernel a channel.
         head: the last layer, or None where the patch does not own it.
@@ -145,7 +145,11 @@ def find_sites(base: Base, config: PatchConfig) -> PatchSites:
     """
     modules = dict(base.module.named_modules())
     paths = [p for p, m in modules.items() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    for pattern in (*config.include, *config.exclude):
+    patterns = (*config.include, *config.exclude)
+    if not paths:
+        _refuse_without_layers(base, config)
+        patterns = ()
+    for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             near = ", ".join(get_close_matches(pattern, paths, 3, 0.3)) or ", ".join(paths[:3])
             raise UnknownLayerError(
@@ -163,17 +167,27 @@ def find_sites(base: Base, config: PatchConfig) -> PatchSites:
     scale_bias = "scale_bias" in config.kinds
     own_norms = scale_bias or "statistics" in config.kinds
     return PatchSites(
-        norms=tuple(
-            p
-            for p in chosen
-            if own_norms and isinstance(modules[p], nn.BatchNorm2d) and modules[p].affine
-        ),
+        norms=tuple(p for p in chosen if own_norms and isinstance(modules[p], nn.BatchNorm2d)),
         explicit=tuple(p for p in chosen if scale_bias and p in base.norms and not base.norms[p]),
         depthwise=tuple(
             p for p in chosen if "depthwise" in config.kinds and is_depthwise(modules[p])
         ),
         head=base.head_name if "head" in config.kinds else None,
     )
+
+
+def _refuse_without_layers(base: Base, config: PatchConfig) -> None:
+    """Without convolution or normalisation nothing but the head is left to own.
+
+    Raises:
+        UnknownLayerError: another kind, or a pattern other than "*".
+    """
+    if set(config.kinds) - {"head"} or (config.include, config.exclude) != (("*",), ()):
+        raise UnknownLayerError(
+            f"base {base.name!r} has no convolution (Conv2d) and no normalisation (BatchNorm2d) "
+            f"for patch kinds {', '.join(config.kinds)} and patterns; the head is all that a patch "
+            "of it can own; use PatchConfig(('head',))"
+        )
 
 
 def is_depthwise(module: nn.Module) -> bool:

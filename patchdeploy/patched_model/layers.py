@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from patchdeploy.base import Base
 from patchdeploy.errors import PatchError
 from patchdeploy.patch.forward import share_structure
 from patchdeploy.patch.joined import find_partners, join_moments
+from patchdeploy.patch.tails import Tail, find_tail, is_hooked, is_plain_norm
 from patchdeploy.patched_model.affine import scale_groups, segment_moments
 from patchdeploy.patched_model.rows import HEAD, RowLayout, Rows
 
@@ -89,7 +91,8 @@ class Current:
 
 
 class _MixedNorm(nn.Module):
-    """In place of a normalisation, and of the activation function after it."""
+    """In place of a normalisation, and of the activation function after it; what a derived class
+    runs after normalising (`find_tail`) runs here too."""
 
     def __init__(
         self,
@@ -98,12 +101,20 @@ class _MixedNorm(nn.Module):
         path: str,
         epsilon: float,
         limits: tuple[float, float] | None,
+        tail: Tail,
     ) -> None:
         super().__init__()
         self._current, self._site = current, site
         self._path, self._epsilon, self._limits = path, epsilon, limits
+        self._tail = tail
 
     def forward(self, x: Tensor) -> Tensor:
+        scaled = self._scale(x)
+        for one in self._tail:
+            scaled = one(scaled)
+        return scaled
+
+    def _scale(self, x: Tensor) -> Tensor:
         now = self._current.now
         scale, bias = now.scales[self._site], now.biases[self._site]
         if not now.learns:
@@ -139,7 +150,7 @@ class _MixedDepthwise(nn.Module):
         now, conv = self._current.now, self._conv[0]
         return torch.cat(
             [
-                conv._conv_forward(part, kernels[self._site], conv.bias)
+                _run_layer(conv, part, kernels[self._site], conv.bias)
                 for part, kernels in zip(torch.split(x, now.counts), now.kernels, strict=True)
             ]
         )
@@ -157,13 +168,21 @@ class _MixedHead(nn.Module):
         parts, now = [], self._current.now
         for part, row in zip(torch.split(x, now.counts), now.rows, strict=True):
             weight, bias = row[f"{HEAD}weight"], row.get(f"{HEAD}bias")
-            layer = self._layer[0]
-            if isinstance(layer, nn.Conv2d):
-                parts.append(layer._conv_forward(part, weight, bias))
-            else:
-                parts.append(functional.linear(part, weight, bias))
+            parts.append(_run_layer(self._layer[0], part, weight, bias))
         widest = max(part.shape[1] for part in parts)
         return torch.cat([_pad(part, widest) for part in parts])
+
+
+def _run_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``layer`` with another task's tensors; a derived class and hooks run as they are."""
+    if type(layer) is nn.Conv2d and not is_hooked(layer):
+        result: Tensor = layer._conv_forward(x, weight, bias)
+        return result
+    if type(layer) is nn.Linear and not is_hooked(layer):
+        return functional.linear(x, weight, bias)
+    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    result = functional_call(layer, tensors, (x,))
+    return result
 
 
 def _pad(scores: Tensor, width: int) -> Tensor:
@@ -193,7 +212,11 @@ def pick(batch: Tensor, order: Tensor) -> Tensor:
 
 
 def build_structure(base: Base, layout: RowLayout, current: Current) -> nn.Module:
-    """The base's modules over its own tensors, those that tasks own replaced."""
+    """The base's modules over its own tensors, those that tasks own replaced.
+
+    Raises:
+        PatchError: a normalisation that does more than `find_tail` knows.
+    """
     structure = share_structure(base.module).eval()
     modules = dict(structure.named_modules())
     sites = layout.sites
@@ -206,7 +229,7 @@ def build_structure(base: Base, layout: RowLayout, current: Current) -> nn.Modul
         if norm in activations:
             activation, limits = activations[norm]
             places[activation] = nn.Identity()
-        places[norm] = _MixedNorm(current, site, path, norm.eps, limits)
+        places[norm] = _MixedNorm(current, site, path, norm.eps, limits, find_tail(norm, path))
     for site, path in enumerate(sites.depthwise):
         conv = modules[path]
         assert isinstance(conv, nn.Conv2d)
@@ -239,8 +262,9 @@ def find_activations(structure: nn.Module, side: int) -> Activations:
         for parent in parents
         if type(parent).forward is nn.Sequential.forward
         for norm, activation in pairwise(parent._modules.values())
-        if isinstance(norm, nn.BatchNorm2d) and uses[norm] == uses[activation] == 1
-        if activation is not None and (limits := _limits(activation)) is not None
+        if norm is not None and is_plain_norm(norm) and uses[norm] == uses[activation] == 1
+        if activation is not None and not is_hooked(activation)
+        if (limits := _limits(activation)) is not None
     ]
     runs: Counter[nn.Module] = Counter()
     watched = {module for pair in pairs for module in pair[:3]}

@@ -22,11 +22,11 @@ from patchdeploy.errors import (
     AlreadyAttachedError,
     PatchError,
     UnknownTaskError,
-    WrongBaseError,
 )
-from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patch import Patch, PatchConfig, check_reach, recognise_patch
 from patchdeploy.patch.joined import batch_share
 from patchdeploy.patch.tensors import initial_tensors, trained_names
+from patchdeploy.patched_model.agreement import check_agreement
 from patchdeploy.patched_model.layers import Current, Pass, build_structure, mask_scores, pick
 from patchdeploy.patched_model.rows import HEAD, RowLayout, Rows, plan_rows
 
@@ -89,10 +89,12 @@ class MixedTaskModel(nn.Module):
 
         Raises:
             AlreadyAttachedError: the name is taken.
-            PatchError: other sites or statistics than those of the tasks attached before.
+            PatchError: other sites or statistics than those of the tasks attached before, or
+                settings that would do nothing (`check_reach`).
             UnknownLayerError: a pattern of ``config`` selects nothing.
         """
         config = config or next(iter(self._configs.values()), PatchConfig())
+        check_reach(self.base, config, len(classes))
         self._attach(task, classes, config, initial_tensors(self.base, config, len(classes)))
 
     def load_patch(self, patch: Patch) -> None:
@@ -105,11 +107,7 @@ class MixedTaskModel(nn.Module):
             PatchError: other sites or statistics than those of the tasks attached before, or a
                 tensor that is missing or of another shape.
         """
-        if patch.base_sha256 != self.base.sha256:
-            raise WrongBaseError(
-                f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
-                f"{self.base.sha256[:16]}; attach it to the base that it was trained on"
-            )
+        patch = recognise_patch(self.base, patch, "attach it to the base that it was trained on")
         variant = patch.tensors(self.resolution)
         tensors = {key: torch.tensor(value) for key, value in variant.items()}
         needed = initial_tensors(self.base, patch.config, len(patch.classes))
@@ -190,11 +188,20 @@ class MixedTaskModel(nn.Module):
             images = pick(images, order)
         rows = list(self._rows.values())
         now = self._prepare([rows[k] for k in counts], list(counts.values()))
-        with self._current.set_to(now):
-            scores: Tensor = self._structure[0](images)
+        scores = self._run(now, images)
         self._learn_statistics(now)
         scores = mask_scores(scores, now)
         return scores if order is None else pick(scores, torch.argsort(order))
+
+    def _run(self, now: Pass, images: Tensor) -> Tensor:
+        with self._current.set_to(now):
+            scores: Tensor = self._structure[0](images)
+        return scores
+
+    def _run_tensors(self, tasks: Sequence[Mapping[str, Tensor]], images: Tensor) -> Tensor:
+        """Scores of equally many images of each of ``tasks``, tensors by state-dict name."""
+        rows = [self.pack(one) for one in tasks]
+        return self._run(self._prepare(rows, [len(images) // len(rows)] * len(rows)), images)
 
     def _attach(
         self,
@@ -211,8 +218,15 @@ class MixedTaskModel(nn.Module):
         layout = plan_rows(self.base, config)
         self._check_same(task, layout, config)
         if not self._layout:
+            structure = build_structure(self.base, layout, self._current)
             self._layout.append(replace(layout, epsilon=layout.epsilon.to(self._device)))
-            self._structure.append(build_structure(self.base, layout, self._current))
+            self._structure.append(structure)
+            try:
+                check_agreement(self.base, config, len(classes), self.resolution, self._run_tensors)
+            except Exception:
+                self._layout.clear()
+                self._structure.clear()
+                raise
         rows = {key: row.to(self._device) for key, row in layout.pack(tensors).items()}
         trained = trained_row_names(self.base, config)
         for key, row in rows.items():
@@ -263,6 +277,11 @@ class MixedTaskModel(nn.Module):
             )
         return numbers
 
+    @property
+    def _learns(self) -> bool:
+        """The tasks' statistics are the batch's, in training."""
+        return any(one.statistics == "batch" for one in self._configs.values())
+
     def _known(self, task: str) -> str:
         if task not in self._rows:
             raise UnknownTaskError(
@@ -274,8 +293,7 @@ class MixedTaskModel(nn.Module):
     def _prepare(self, rows: Sequence[Rows], counts: list[int]) -> Pass:
         """What the layers read in this pass."""
         layout = self._layout[0]
-        statistics = next(iter(self._configs.values())).statistics
-        learns = statistics == "batch" and self.training and torch.is_grad_enabled()
+        learns = self._learns and self.training and torch.is_grad_enabled()
         kernels = [layout.split_kernels(one) for one in rows]
         now = Pass(rows, counts, layout, learns, kernels)
         if not layout.widths:

@@ -24,9 +24,8 @@ from patchdeploy.errors import (
     PatchError,
     UnknownLayerError,
     UnknownTaskError,
-    WrongBaseError,
 )
-from patchdeploy.patch import Patch, PatchConfig
+from patchdeploy.patch import Patch, PatchConfig, check_reach, recognise_patch
 from patchdeploy.patch.forward import (
     reestimate_tensors,
     run_patched,
@@ -129,12 +128,14 @@ class PatchedModel(nn.Module):
             AlreadyAttachedError: the task is attached at this resolution.
             UnknownLayerError: a pattern of ``config`` selects nothing.
             PatchError: other classes or another ``config`` than the task has at a resolution
-                attached before, or a tensor that ``start`` lacks.
+                attached before, settings that would do nothing (`check_reach`), or a tensor that
+                ``start`` lacks.
         """
         px = resolution or self.base.preprocessing.input_size
         self._check_free(task, px)
         config = config or self._configs.get(task, PatchConfig())
         self._check_same(task, classes, config)
+        check_reach(self.base, config, len(classes))
         tensors = initial_tensors(self.base, config, len(classes))
         if start is not None:
             for key, value in tensors.items():
@@ -155,11 +156,7 @@ class PatchedModel(nn.Module):
             UnknownLayerError: a tensor that the base has no site for.
             PatchError: a tensor is missing, or of another shape; nothing is attached then.
         """
-        if patch.base_sha256 != self.base.sha256:
-            raise WrongBaseError(
-                f"patch {patch.task!r} was trained on base {patch.base_sha256[:16]}, this base is "
-                f"{self.base.sha256[:16]}; attach it to the base that it was trained on"
-            )
+        patch = recognise_patch(self.base, patch, "attach it to the base that it was trained on")
         self._check_same(patch.task, patch.classes, patch.config)
         for resolution in patch.resolutions:
             self._check_free(patch.task, resolution)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.errors import HeadCapacityError, QuantizationError
-from patchdeploy.fold import FoldedConv, FoldedNetwork, fold_patch
+from patchdeploy.fold import FoldedConv, FoldedNetwork, check_after_head, fold_patch
 from patchdeploy.graph import Conv2d, Graph
 from patchdeploy.quantize.model import Float32Array, Int8Array, QuantizedBase
 
@@ -47,6 +47,7 @@ def quantize_folded_base(
             "largest number of classes that a task will have"
         )
     graph = network.graph
+    check_after_head(graph, head_capacity)
     weights: dict[str, Int8Array] = {}
     weight_scales: dict[str, Float32Array] = {}
     owned = set()

@@ -17,6 +17,7 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.patch import PatchConfig
 from patchdeploy.patch.joined import normalizing_jointly
+from patchdeploy.patch.reach import check_classes
 from patchdeploy.patched_model import PatchedModel, merge_tensors, random_head
 from patchdeploy.training.accuracy import predict
 from patchdeploy.training.config import TrainConfig
@@ -26,7 +27,7 @@ from patchdeploy.training.preparation import (
     TEACHER,
     check_resolutions,
     choose_device,
-    digest,
+    describe_context,
     make_pair,
     make_samples,
     refuse_settings,
@@ -93,6 +94,7 @@ def train_baseline(
     if which not in ("head", "all"):
         raise ConfigError(f"baseline {which!r}; it must be head or all; choose one")
     refuse_statistics(which, statistics)
+    check_classes(base, len(images.classes))
     px = resolution or base.preprocessing.input_size
     check_resolutions(base, [px])
     train, held = split_images(images, validation, config)
@@ -139,7 +141,7 @@ def _all_weights(
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         learns = statistics == "batch" and torch.is_grad_enabled()
         for norm in norms:  # alone: dropout and stochastic depth are off in every method
-            norm.train(learns)
+            norm.training = learns
         with normalizing_jointly(norms if learns else ()):
             scores: torch.Tensor = run(inputs)
         return scores
@@ -155,7 +157,7 @@ def _all_weights(
         losses=SingleLoss(forward, config, device, teacher),
         predict=lambda _, inputs: forward(inputs),
         coupled=True,
-        context=digest([base.sha256, statistics, list(images.classes)], samples),
+        **describe_context(base, [statistics, list(images.classes)], samples),
         batch_statistics=statistics == "batch",
     )
 

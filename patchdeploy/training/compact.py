@@ -309,7 +309,7 @@ def _find_targets(
         element = elements.stop if coded.owned else element
         if conv.name == graph.head:
             continue
-        module = conv.weight.removesuffix(".weight")
+        module = conv.module
         norm = conv.norm.name if conv.norm is not None else None
         for found, mask, names in (
             # Where the scale is not trained, the task's own kernel takes its factor in.

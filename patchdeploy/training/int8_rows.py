@@ -144,7 +144,7 @@ def _vectors(
     """patch_scale, patch_bias, bias, gamma, beta, mu, var: what they are called, and the base's
     values; 1 or 0, the neutral one, for what the convolution has not.
     """
-    module = conv.weight.removesuffix(".weight")
+    module = conv.module
     norm = conv.norm.name if conv.norm else None
     named: list[tuple[str | None, float]] = [
         (f"{module}.patch_scale", 1.0),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patchdeploy.base import Base
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patch.forward import run_structure, share_structure
+from patchdeploy.patch.reach import check_classes
 from patchdeploy.patch.tensors import (
     STATISTIC_TENSORS,
     initial_tensors,
@@ -190,6 +191,8 @@ def make_joint(
         learn_shared: train every weight that no member owns; else the base stays frozen and the
             shared head alone is trained beside the members' own.
     """
+    for classes in {one.classes for one in members}:
+        check_classes(base, classes)
     batch = members[0].config.statistics == "batch"
     shared: dict[str, Tensor] = {}
     learned: set[str] = set()

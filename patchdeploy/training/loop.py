@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from patchdeploy.base import OldHashWarning
 from patchdeploy.errors import CheckpointError, NonFiniteLossError
 from patchdeploy.patch.joined import Partners, joined_with
 from patchdeploy.training.accuracy import LOSS_LIMIT, measure
@@ -171,7 +173,7 @@ class _Run:
         Raises:
             CheckpointError: it cannot be read, or does not hold what this run trains.
         """
-        saved = load_checkpoint(path, fingerprint(self.trainee, self.config))
+        saved = self._load(path)
         try:
             self._check_saved(saved)
             put_back(self.trainee.state, saved.state)
@@ -196,6 +198,25 @@ class _Run:
             position.epoch > self.config.epochs or position.step > self.trainee.steps
         ):
             raise ValueError("another position")
+
+    def _load(self, path: Path) -> RunState:
+        try:
+            return load_checkpoint(path, fingerprint(self.trainee, self.config))
+        except CheckpointError:
+            try:
+                saved = load_checkpoint(path, fingerprint(self.trainee, self.config, former=True))
+            except CheckpointError:
+                saved = None
+            if saved is None:
+                raise
+        warnings.warn(
+            f"checkpoint {path} names its base by the hash of the tensors alone, as earlier "
+            "versions did; what is computed with them was not compared; it is written anew with "
+            "today's hash",
+            OldHashWarning,
+            stacklevel=2,
+        )
+        return saved
 
     def check_agreement(self) -> None:
         """All ranks train the same run from the same step."""

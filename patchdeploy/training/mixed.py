@@ -10,7 +10,7 @@ takes some of the tasks, as the paper's worker groups do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from patchdeploy.training.optimizer import choose_scope
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
-    digest,
+    describe_context,
     make_pair,
     refuse_settings,
     scale_floors,
@@ -89,10 +89,11 @@ def train_many_patches(
     sources = _make_sources(model, tasks, validation or {}, config)
     if patch_config.statistics == "reestimated":
         _measure_statistics(model, sources, config)
-    settings = [base.sha256, patch_config.to_json(), px, list(tasks)]
+    settings = [patch_config.to_json(), px, list(tasks)]
     pairs = [part for one in sources for part in (one.train, one.validation)]
-    context = digest(settings, pairs) if run_dir is not None else ""
-    trainee = make_trainee(model, sources, config, patch_config, context)
+    trainee = make_trainee(model, sources, config, patch_config)
+    if run_dir is not None:
+        trainee = replace(trainee, **describe_context(base, settings, pairs))
     with open_session(config.epochs * len(tasks), workers, run_dir, resume, quiet) as session:
         result = session.fit(trainee, config, "many.pt")
     return {
@@ -113,7 +114,6 @@ def make_trainee(
     sources: Sequence[Source],
     config: TrainConfig,
     patch_config: PatchConfig,
-    context: str = "",
 ) -> Trainee:
     """All of ``model``'s tasks for the loop; source k is the task with number k.
 
@@ -138,7 +138,6 @@ def make_trainee(
         predict=lambda source, inputs: forward(inputs, [source], [len(inputs)])[0],
         owners={key: k for k, task in enumerate(model.tasks) for key in _keys(model, task)},
         batch_statistics=patch_config.statistics == "batch",
-        context=context,
     )
 
 

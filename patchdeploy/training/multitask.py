@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from patchdeploy.training.objective import autocast, classification_loss, compil
 from patchdeploy.training.preparation import (
     check_resolutions,
     choose_device,
-    digest,
+    describe_context,
     make_pair,
     refuse_own_settings,
     refuse_settings,
@@ -133,7 +134,7 @@ def train_tasks(
         losses=_TaskLosses(model, tasks, config),
         predict=lambda source, inputs: model.forward(members[source].name, inputs),
         owners=model.owners(),
-        context=_context(base, tasks, patch_config, sources) if run_dir is not None else "",
+        **(_context(base, tasks, patch_config, sources) if run_dir is not None else {}),
         batch_statistics=patch_config.statistics == "batch",
     )
     with open_session(config.epochs * len(tasks), workers, run_dir, resume, quiet) as session:
@@ -216,14 +217,14 @@ class _TaskLosses:
 
 def _context(
     base: Base, tasks: Sequence[TaskImages], patch_config: PatchConfig, sources: Sequence[Source]
-) -> str:
+) -> dict[str, Any]:
     settings = [
-        base.sha256,
         patch_config.to_json(),
         [list(one.images.classes) for one in tasks],
         [one.config.to_json() if one.config else None for one in tasks],
     ]
-    return digest(settings, [part for one in sources for part in (one.train, one.validation)])
+    samples = [part for one in sources for part in (one.train, one.validation)]
+    return describe_context(base, settings, samples)
 
 
 def _collect(

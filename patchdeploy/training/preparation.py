@@ -263,3 +263,14 @@ def digest(settings: Any, samples: Sequence[Samples]) -> str:
         made.update(part.inputs.cpu().numpy().data)
         made.update(part.labels.cpu().numpy().data)
     return made.hexdigest()
+
+
+def describe_context(
+    base: Base, settings: Sequence[Any], samples: Sequence[Samples]
+) -> dict[str, Any]:
+    """`Trainee.context` and ``former_context`` of ``base``, ``settings`` (JSON values) and
+    images."""
+    return {
+        "context": digest([base.sha256, *settings], samples),
+        "former_context": lambda: digest([base.tensors_sha256, *settings], samples),
+    }

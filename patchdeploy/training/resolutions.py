@@ -37,7 +37,7 @@ from patchdeploy.training.preparation import (
     ENSEMBLE,
     check_resolutions,
     choose_device,
-    digest,
+    describe_context,
     make_pair,
     refuse_settings,
     split_images,
@@ -158,7 +158,7 @@ def train_resolutions(
         scope = "private" if "shared" in groups else choose_scope(base, "patch")
         groups[scope] = {**groups.get(scope, {}), MIXTURE: losses.mixture}
         state[MIXTURE] = losses.mixture
-    known = [base.sha256, vars(settings), list(images.classes)]
+    known = [vars(settings), list(images.classes)]
     everything = [one for source in sources for one in (source.train, source.validation)]
     trainee = Trainee(
         name=name,
@@ -169,7 +169,7 @@ def train_resolutions(
         losses=losses,
         predict=lambda source, inputs: model.forward(sources[source].name, inputs),
         coupled=True,
-        context=digest(known, everything) if run_dir is not None else "",
+        **(describe_context(base, known, everything) if run_dir is not None else {}),
         batch_statistics=settings.statistics == "batch",
     )
     with open_session(config.epochs * len(sizes), workers, run_dir, resume, quiet) as session:

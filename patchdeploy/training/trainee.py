@@ -46,6 +46,7 @@ class Trainee:
         owners: the source that a state tensor belongs to. If each has one, every source keeps its
             own best epoch; else all keep the epoch with the best mean.
         context: what else a checkpoint must agree on: base, patch settings, images.
+        former_context: the same as earlier versions wrote it.
         batch_statistics: a batch is normalised by its own mean and variance.
     """
 
@@ -60,6 +61,7 @@ class Trainee:
     prepare: Callable[[int], None] = _nothing
     owners: Mapping[str, int] = field(default_factory=dict)
     context: str = ""
+    former_context: Callable[[], str] = str
     batch_statistics: bool = False
 
     @property
@@ -154,9 +156,13 @@ def keep_signs(state: Mapping[str, Tensor], floors: Mapping[str, Tensor]) -> Non
         value.copy_(torch.where(floor < 0, value.minimum(floor), value.maximum(floor)))
 
 
-def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
+def fingerprint(trainee: Trainee, config: TrainConfig, former: bool = False) -> str:
     """What must be equal for a checkpoint to fit: settings, context, and names and shapes of the
-    tensors. The number of ranks is not among it."""
+    tensors. The number of ranks is not among it.
+
+    Args:
+        former: by the context of earlier versions, which named the base by its tensors alone.
+    """
     shapes = {key: list(value.shape) for key, value in trainee.state.items()}
     sources = [[one.name, one.batch_size, one.weight, one.stream] for one in trainee.sources]
     settings = json.dumps(
@@ -164,7 +170,7 @@ def fingerprint(trainee: Trainee, config: TrainConfig) -> str:
             {key: value for key, value in config.to_json().items() if key != "check_export"},
             trainee.name,
             sources,
-            trainee.context,
+            trainee.former_context() if former else trainee.context,
             sorted(trainee.trained),
             shapes,
         ],

@@ -36,7 +36,7 @@ from patchdeploy.training.preparation import (
     TEACHER,
     check_resolutions,
     choose_device,
-    digest,
+    describe_context,
     make_pair,
     refuse_settings,
     scale_floors,
@@ -176,7 +176,7 @@ class TransferRun:
             ),
             predict=lambda _, inputs: forward(inputs),
             coupled=True,
-            context=self._context(samples) if self.session.run_dir is not None else "",
+            **(self._context(samples) if self.session.run_dir is not None else {}),
             batch_statistics=model.config(self.task).statistics == "batch",
         )
         if int8 is not None:
@@ -236,14 +236,14 @@ class TransferRun:
             value.requires_grad_(key in names)
         return {key: tensors[key] for key in sorted(names)}
 
-    def _context(self, samples: Sequence[Samples]) -> str:
+    def _context(self, samples: Sequence[Samples]) -> dict[str, Any]:
         """Base, patch settings, images, and the resolutions before this one, whose tensors it
         begins with."""
         model = self.model
         before = [px for name, px in model.tasks if name == self.task]
         classes = list(model.classes(self.task))
-        settings = [model.base.sha256, model.config(self.task).to_json(), before, classes]
-        return digest(settings, samples)
+        settings = [model.config(self.task).to_json(), before, classes]
+        return describe_context(model.base, settings, samples)
 
 
 @dataclass(frozen=True)

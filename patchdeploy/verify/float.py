@@ -84,12 +84,15 @@ def check_networks(bundle: Bundle, networks: Mapping[str, FloatNetwork]) -> None
                 f"the patch of task {task!r} has {len(network.patch.classes)} classes, the "
                 f"bundle's has {len(classes)}, or others; compare the patch that was exported"
             )
-        found, wanted = network.base.sha256, bundle.manifest.source_sha256
-        if found != wanted or network.patch.base_sha256 != wanted:
+        base, wanted = network.base, bundle.manifest.source_sha256
+        named = network.patch.base_sha256
+        if not base.is_named(wanted, f"bundle {bundle.path}") or not base.is_named(
+            named, f"patch {task!r}"
+        ):
             raise WrongBaseError(
-                f"task {task!r} is compared with base {found[:16]} and a patch for "
-                f"{network.patch.base_sha256[:16]}; the bundle was exported from base "
-                f"{wanted[:16]}; give that base and the patch that was exported"
+                f"task {task!r} is compared with base {base.sha256[:16]} and a patch for "
+                f"{named[:16]}; the bundle was exported from base {wanted[:16]}; give that base "
+                "and the patch that was exported"
             )
 
 

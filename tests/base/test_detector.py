@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from lower_cases import EXACT, noise_images, perturbed_patch, settle_statistics, unfolded_logits
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -230,26 +231,40 @@ def test_any_backbone_with_a_chain_of_features_will_do() -> None:
     assert (base.name, base.norms) == ("tiny", {"features.0": "features.1"})
 
 
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"]
+)
+def test_the_remedy_for_a_segmentation_or_detection_network_works(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        module = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    with pytest.raises(BaseError, match=r"Base.from_detector\(module\) takes the layers") as caught:
+        Base.from_module(module, TINY, name)
+    assert "must give class scores" in str(caught.value)
+    base = Base.from_detector(module, preprocessing=TINY, classes=2)
+    # FrozenBatchNorm2d (fasterrcnn's default) too: each is a site
+    assert len(find_sites(base, PatchConfig()).norms) > 30
+
+
 REFUSED: dict[str, tuple[nn.Module | str, dict[str, Any], str]] = {
     "a classifier": (
         nn.Linear(3, 3),
         {"preprocessing": TINY},
         "detector 'Linear/features' has no feature extractor that is known (its backbone: none); "
-        "it must be an SSD whose backbone.features is a Sequential, as torchvision's are; take the "
-        "layers out yourself and use Base.from_module",
+        "it must have a backbone as torchvision's detection and segmentation networks have; take "
+        "the layers out yourself and use Base.from_module",
     ),
     "features that are no chain": (
         Detector(nn.Conv2d(3, 6, 3)),
         {"preprocessing": TINY},
         "detector 'Detector/features' has no feature extractor that is known (its backbone: "
-        "Extractor); it must be an SSD whose backbone.features is a Sequential, as torchvision's "
-        "are; take the layers out yourself and use Base.from_module",
+        "Extractor); it must have a backbone as torchvision's detection and segmentation networks "
+        "have; take the layers out yourself and use Base.from_module",
     ),
     "no transform": (
         Detector(nn.Sequential(nn.Conv2d(3, 6, 3))),
         {},
-        "detector 'Detector/features' resizes to None; a base takes a fixed square; give "
-        "preprocessing",
+        "detector 'Detector/features' has no fixed size of its images; a base takes a fixed "
+        "square; give preprocessing, such as Preprocessing(input_size=224)",
     ),
     "features that are flat": (
         Detector(nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())),

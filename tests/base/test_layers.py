@@ -105,22 +105,43 @@ def test_a_norm_behind_an_activation_in_place_does_not_read_the_convolution() ->
 
 
 @pytest.mark.parametrize("steps", [read_twice, normalised_twice])
-def test_a_sign_that_cannot_move_is_refused(steps: Callable[[Network, Tensor], Tensor]) -> None:
-    norm = "norm" if steps is read_twice else "other"  # the one that read last
-    with pytest.raises(BaseError) as caught:
-        Base.from_module(Network(steps), SMALL, "one")
-    assert str(caught.value) == (
-        f"base 'one': normalisations with negative scales ({norm}) whose convolution something "
-        "else reads too; scales must be positive so that quantised rows serve every task; give "
-        "each such normalisation a convolution of its own"
+def test_a_sign_that_cannot_move_stays(steps: Callable[[Network, Tensor], Tensor]) -> None:
+    module = Network(steps)
+    base = Base.from_module(module, SMALL, "one")
+    for path in ("norm", "other"):
+        found, given = (one.get_submodule(path).weight for one in (base.module, module))
+        assert torch.equal(found, given)  # type: ignore[arg-type]
+    assert torch.equal(scores(base.module), scores(module))
+
+
+def test_a_sign_that_cannot_move_keeps_no_other_from_moving() -> None:
+    module = nn.Sequential(
+        Network(read_twice).conv, *(Blocked() for _ in range(5)), nn.Flatten(), nn.Linear(1176, 3)
     )
-    positive = Network(steps)
-    with torch.no_grad():
-        positive.norm.weight.abs_()
-        positive.other.weight.abs_()
-    assert torch.equal(
-        scores(Base.from_module(positive, SMALL, "one").module), scores(positive)
-    )  # with positive scales there is nothing to move
+    randomize(module)
+    base = Base.from_module(module, SMALL, "blocks")
+    negative = {
+        path
+        for path, one in base.module.named_modules()
+        if isinstance(one, nn.BatchNorm2d) and bool((one.weight < 0).any())
+    }
+    # The first reads a convolution that the sum reads too, the others read sums.
+    assert negative == {f"{k}.before" for k in range(1, 6)}
+    # To the last bit: only whole rows changed their sign.
+    assert torch.equal(scores(base.module), scores(module))
+
+
+class Blocked(nn.Module):
+    """A block of a pre-activation residual network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.BatchNorm2d(6)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.after = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.after(self.conv(torch.relu(self.before(x))))  # type: ignore[no-any-return]
 
 
 def test_the_head_is_the_layer_that_runs_last_whatever_was_registered_last() -> None:
@@ -150,15 +171,15 @@ def test_a_norm_without_statistics_and_one_without_scales() -> None:
         "needs mu and var; train it with them"
     )
     plain = Base.from_module(Network(normalised, affine=False), SMALL, "one")
-    assert find_sites(plain, PatchConfig()).norms == ()
+    assert find_sites(plain, PatchConfig()).norms == ("norm",)
 
 
 def test_a_network_that_gives_no_class_scores_is_refused() -> None:
     with pytest.raises(BaseError) as caught:
         Base.from_module(nn.Sequential(nn.Conv2d(3, 4, 1)), SMALL, "map")
     assert str(caught.value) == (
-        "base 'map' gives [1, 4, 16, 16] for one image; it must give class scores [1, classes]; "
-        "wrap it in a module that does"
+        "base 'map' gives float32 [1, 4, 16, 16] for one image; it must give class scores, "
+        "float32 [1, classes]; wrap it in a module that does"
     )
     with pytest.raises(BaseError, match=r"fails on float32 \[1, 3, 16, 16\] \(.*by zero\)"):
         Base.from_module(Network(lambda net, x: x / (1 // 0)), SMALL, "broken")

@@ -198,7 +198,7 @@ def test_a_module_without_a_head_or_that_cannot_run_is_refused() -> None:
     with pytest.raises(BaseError, match="no Linear or Conv2d"):
         Base.from_module(nn.ReLU(), SMALL, "empty")
     with pytest.raises(BaseError, match="fails on float32"):
-        Base.from_module(nn.Conv2d(4, 4, 1), SMALL, "four channels")
+        Base.from_module(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(3, 2)), SMALL, "wrong width")
 
 
 def test_the_embedded_base_classifies_real_test_images_as_its_facts_say() -> None:

@@ -38,6 +38,12 @@ def images(count: int = 4, px: int = 32, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, px, px, generator=torch.Generator().manual_seed(seed))
 
 
+# One set of kinds serves every network; SqueezeNet's has no depthwise convolution.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:patch kind 'depthwise' selects:patchdeploy.patch.reach.ReachWarning"
+)
+
+
 @torch.no_grad()
 def perturb(model: PatchedModel, seed: int) -> None:
     """Move every tensor of the active task: scales and variances by a factor, the rest by a sum."""
