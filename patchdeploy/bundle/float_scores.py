@@ -132,12 +132,17 @@ class FloatRecord:
         )
 
 
+NO_SIGNAL = 2.0**-20
+"""Share of the scores' power below which images differ by less than int8 can say: one of 255 codes
+spans 2^-8 of the largest score at best, and a quarter of a code is 2^-10 of it."""
+
+
 def compare_scores(truth: Scores, found: Scores) -> Comparison:
     """``found`` against ``truth``, both float [n, classes], n >= 1; see `Comparison`."""
     signal = float(np.square(truth - truth.mean(0), dtype=np.float64).sum())
     noise = float(np.square(truth.astype(np.float64) - found).sum())
     equal = float(np.mean(truth.argmax(1) == found.argmax(1)))
-    if signal <= 1e-12 * float(np.square(truth, dtype=np.float64).sum()):
+    if signal <= NO_SIGNAL * float(np.square(truth, dtype=np.float64).sum()):
         return Comparison(len(truth), None, equal)
     decibels = 10 * math.log10(signal / noise) if noise else 200.0
     return Comparison(len(truth), min(decibels, 200.0), equal)

