@@ -11,7 +11,12 @@ from torch.nn import functional
 
 from patchdeploy.base import Base
 from patchdeploy.data import Preprocessing, normalize_batch
-from patchdeploy.errors import BaseError, UnknownLayerError, UnsupportedOperatorError
+from patchdeploy.errors import (
+    BaseError,
+    HeadCapacityError,
+    UnknownLayerError,
+    UnsupportedOperatorError,
+)
 from patchdeploy.floatnet import FloatRunner
 from patchdeploy.fold import fold_patch
 from patchdeploy.lower import lower_base
@@ -112,6 +117,31 @@ def test_a_patch_folded_into_the_graph_scores_as_the_patched_network(kind: str) 
         expected = model.eval()(torch.from_numpy(normalize_batch(images, SMALL))).numpy()
     # Five layers of up to 72 products in float32 either way: 1e-5 of the largest score.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+class PerClass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.factor = Network(), nn.Parameter(torch.linspace(0.5, 2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) * self.factor  # type: ignore[no-any-return]
+
+
+def test_a_factor_by_class_after_the_head_fits_as_many_classes_alone() -> None:
+    torch.manual_seed(0)
+    base = Base.from_module(PerClass(), SMALL, "n")
+    graph = lower_base(base, exact_border=True)
+    images = noise_images(4, SIDE, SIDE)
+    found = FloatRunner(fold_patch(graph))(images).reshape(4, 3)
+    with torch.no_grad():
+        expected = base.module(torch.from_numpy(normalize_batch(images, SMALL))).numpy()
+    # As above.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    head = {"network.head.weight": np.ones((2, 8), np.float32)}
+    head["network.head.bias"] = np.zeros(2, np.float32)
+    with pytest.raises(HeadCapacityError, match="which runs after it, is made for 3 scores"):
+        fold_patch(graph, head, 2)
 
 
 def test_no_patch_takes_the_place_of_a_kernel_that_is_computed() -> None:

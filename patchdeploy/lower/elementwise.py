@@ -71,7 +71,8 @@ def _per_channel(call: Call, number: Any, channels: int) -> NDArray[np.float64]:
     shape = (1, *array.shape) if array.ndim == 3 else array.shape
     if array.size == 1:
         return np.full(channels, float(array.reshape(-1)[0]))
-    if array.size == channels and shape in ((1, channels, 1, 1), (1, channels)):
+    flat = len(call.shape) == 2 and shape == (channels,)  # [C] over [N, C]
+    if array.size == channels and (flat or shape in ((1, channels, 1, 1), (1, channels))):
         return array.reshape(-1)
     raise call.refuse(f"a constant of shape {list(array.shape)}", "one of shape [1, C, 1, 1]")
 

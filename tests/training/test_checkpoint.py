@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from joint_cases import Killed, assert_equal, digits, metric_lines, patch_arrays, small_base
 from torch import Tensor
 
+from patchdeploy.base import OldHashWarning
 from patchdeploy.errors import CheckpointError, StorageError
 from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.training import TrainConfig, train_patch
@@ -242,3 +243,23 @@ def test_a_run_that_is_not_resumed_begins_anew(tmp_path: Path) -> None:
 
 def _fingerprint(folder: Path) -> str:
     return str(torch.load(folder / "16.pt", weights_only=True)["fingerprint"])
+
+
+def test_a_run_that_names_its_base_by_its_tensors_alone_is_resumed_and_says_so(
+    tmp_path: Path,
+) -> None:
+    base, images, config = small_base(), digits()[0], TrainConfig(epochs=1, device="cpu")
+    former = replace(base, sha256=base.tensors_sha256)  # as earlier versions hashed
+
+    def run(which: Any, resume: bool) -> Patch:
+        return train_patch(
+            which, images, config, resolutions=[32], run_dir=tmp_path, resume=resume, quiet=True
+        )
+
+    first = run(former, False)
+    with pytest.warns(OldHashWarning, match="names its base by the hash of the tensors alone"):
+        again = run(base, True)
+    assert_equal(patch_arrays(first), patch_arrays(again))
+    other = replace(base, sha256="0" * 64, tensors_sha256="1" * 64)
+    with pytest.raises(CheckpointError, match="was made with other settings, images or task"):
+        run(other, True)
