@@ -30,6 +30,8 @@ from patchdeploy.bundle import (
 )
 from patchdeploy.coding.choose_steps import PASSES, Score, choose_steps, fine_steps
 from patchdeploy.coding.choose_steps import CodingConfig as CodingConfig
+from patchdeploy.coding.decode import decode_values
+from patchdeploy.coding.encode import encode_values
 from patchdeploy.coding.grid import CodingSteps
 from patchdeploy.coding.make_table import make_coding_table
 from patchdeploy.coding.table import CodingTable
@@ -412,7 +414,11 @@ def _add(
             probe_score=make_scorer(bundle, probed, len(patch_file.classes)),
         )
         patch_file, steps = replace(patch_file, values=choice.values), choice.steps
-    record = measure_task(bundle, patch_file, calibration, score_float, progress)
+    ordered = {px: patch_file.values[px] for px in sorted(sides, reverse=True)}
+    table = bundle.coding_table
+    codes = encode_values(ordered, len(patch_file.classes), table, steps)
+    decoded = replace(patch_file, values=decode_values(codes, table))  # what readers will run
+    record = measure_task(bundle, decoded, calibration, score_float, progress)
     return add_task(
         bundle.path,
         patch_file,

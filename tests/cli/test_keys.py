@@ -180,14 +180,14 @@ def fail_after_the_rename(monkeypatch, tmp_path):
     """The folder of the list is synced after its rename, and fails then, as a bad disk does."""
     import patchdeploy.storage
 
-    real = patchdeploy.storage.sync_folder
+    real = os.fsync
 
-    def fail(folder):
-        if (tmp_path / "lists" / "trusted.json").exists():
+    def fail(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode) and (tmp_path / "lists/trusted.json").exists():
             raise OSError(5, "Input/output error")
-        real(folder)
+        real(handle)
 
-    monkeypatch.setattr(patchdeploy.storage, "sync_folder", fail)
+    monkeypatch.setattr(patchdeploy.storage.os, "fsync", fail)
 
 
 def test_a_key_that_the_list_may_trust_is_never_deleted(tmp_path, monkeypatch):

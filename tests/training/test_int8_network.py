@@ -179,8 +179,8 @@ def test_a_kernel_of_the_task_that_reads_the_image_is_refused():
         build_rows(quantize_base(graph, CLASSES, True), CLASSES, CPU)
     assert str(caught.value) == (
         "convolution 'first' reads the image and its kernel belongs to the task; training through "
-        "the int8 base needs a first kernel that the base owns; train this task in float "
-        "(through_int8 = false), or without kind 'depthwise'"
+        "int8 or with rounding_step or size_penalty needs a first kernel that the base owns; train "
+        "this task without these settings, or without kind 'depthwise'"
     )
 
 

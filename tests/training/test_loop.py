@@ -63,10 +63,10 @@ def base() -> Base:
         nn.Conv2d(16, 32, 1),
         nn.ReLU(),
         nn.BatchNorm2d(32),
-        nn.AdaptiveAvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Dropout(0.2),
-        nn.Linear(128, 5),
+        nn.Linear(32, 5),
     )
     last = module[8]
     assert isinstance(last, nn.BatchNorm2d)

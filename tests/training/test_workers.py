@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_finite_in_one_rank_stops_all_with_the_same_words(
     assert finish(start(order, 2)) == [FAILED] * 2
     first, second = errors_of(order, 0), errors_of(order, 1)
     assert first == second
-    assert first["message"].startswith("task 1: the loss is nan at epoch 2, step 3 (images ")
+    assert first["message"].startswith("task-1: the loss is nan at epoch 2, step 3 (images ")
     position = torch.load(tmp_path / "run" / "tasks.pt")["position"]
     assert (position["epoch"], position["step"]) == (1, 0)
 

@@ -108,7 +108,7 @@ def train(order: Order, workers: Workers) -> dict[str, Any]:
     if order.what == "tasks":
         made = [digits, odd_or_even, digits][: order.tasks]
         tasks = [
-            TaskImages(one(order.images)[0], f"task {k}", one()[1]) for k, one in enumerate(made)
+            TaskImages(one(order.images)[0], f"task-{k}", one()[1]) for k, one in enumerate(made)
         ]
         result = train_tasks(base, tasks, config, patch_config, **keywords)
         arrays = {f"base/{key}": value for key, value in base_arrays(result.base).items()}
