@@ -57,7 +57,7 @@ def join(parts: Sequence[ImageDataset]) -> ImageDataset:
     labels = [part.labels + start for part, start in zip(parts, starts, strict=False)]
     images = [image for part in parts for image in part.images]
     return ImageDataset(
-        "+".join(part.name for part in parts), images, np.concatenate(labels), classes
+        "-".join(part.name for part in parts), images, np.concatenate(labels), classes
     )
 
 

@@ -23,7 +23,7 @@ def test_all_sets_together_and_each_alone_take_the_same_number_of_steps():
 def test_joined_sets_keep_every_image_with_its_own_class():
     parts = [load_packaged(name)[1] for name in ("optical_digits", "surfaces")]
     joined = classes_probe.join(parts)
-    assert joined.name == "optical_digits+surfaces"
+    assert joined.name == "optical_digits-surfaces"
     assert len(joined) == sum(map(len, parts))
     assert len(set(joined.classes)) == 20
     for part, start in ((parts[0], 0), (parts[1], len(parts[0]))):
