@@ -455,7 +455,12 @@ def test_progress_names_each_task_and_resolution(base, images, tmp_path):
         progress=seen.append,
         unsigned=True,
     )
-    assert seen == [f"task at {px} px, 16 calibration images" for px in (32, 48)]
+    assert seen[:2] == [f"task at {px} px, 16 calibration images" for px in (32, 48)]
+    measured = [f"task at {px} px, int8 against float: signal to noise" for px in (32, 48)]
+    assert [line.startswith(start) for line, start in zip(seen[2:], measured, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_calibration_images_come_from_all_of_a_set_that_is_sorted_by_class(images):

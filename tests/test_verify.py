@@ -52,7 +52,8 @@ def test_a_sound_bundle_passes_every_check_with_its_numbers(bundle):
     report = verify_bundle(bundle.path, progress=seen.append)
     assert report.ok
     assert tuple(seen) == report.checks
-    assert {check.passed for check in report.checks} == {True}
+    # no float scores: this bundle was made of slot values, not exported from a network
+    assert {check.name for check in report.checks if check.passed is not True} == {"int8 = float"}
     names = [check.name for check in report.checks]
     assert names.count("hash") == len(bundle.manifest.files)
     assert names.count("slot table") == 2
@@ -164,7 +165,7 @@ def test_a_deployed_copy_skips_what_needs_the_reference(copy):
     report = verify_bundle(copy)
     assert report.ok
     skipped = {check.name for check in report.checks if check.passed is None}
-    assert skipped == {"hash", "overlay = stand-alone", "runtime = reference"}
+    assert skipped == {"hash", "int8 = float", "overlay = stand-alone", "runtime = reference"}
 
 
 class Careless:

@@ -468,9 +468,9 @@ def test_a_step_of_biases_is_shown_as_the_absolute_one_that_it_is(place, file):
 def test_a_patch_for_a_newer_engine_leads_to_an_upgrade(place, tmp_path):
     checked = checked_of_bundle(place)
     newer = tmp_path / "newer.pdp"
-    newer.write_bytes(build_patch(replace(checked.header, engine=2), checked.payload))
+    newer.write_bytes(build_patch(replace(checked.header, engine=3), checked.payload))
     text = " ".join(here("inspect", newer).stdout.split())
-    assert "2; this version has 1: a newer patchdeploy may read it: upgrade patchdeploy" in text
+    assert "3; this version has 2: a newer patchdeploy may read it: upgrade patchdeploy" in text
     done = here("inspect", newer, "--bundle", place / "bundle")
     refused(
         done, 1, "patch refused (engine)", "it must be at most 1", "upgrade patchdeploy in the app"

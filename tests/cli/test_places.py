@@ -55,12 +55,16 @@ def bundle(tmp_path_factory):
         lambda closed, bundle: ["keys", "list", closed / "keys"],
         lambda closed, bundle: ["keys", "new", closed / "a.pem"],
         lambda closed, bundle: ["keys", "new", closed / "deep" / "a.pem"],
-        lambda closed, bundle: ["pack", bundle, closed / "x.pdp", "--task", "first"],
     ],
 )
 def test_a_folder_that_lets_nobody_in_ends_with_4_and_a_remedy(closed, bundle, make):
     done = call(*make(closed, bundle))
     refused(done, 4, f"cannot look at {closed}", "Permission denied; every folder above it must")
+
+
+def test_nothing_is_packed_into_a_folder_that_lets_nobody_in(closed, bundle):
+    done = call("pack", bundle, closed / "x.pdp", "--task", "first")
+    refused(done, 4, f"cannot write into {closed}: Permission denied; it must be a folder that is")
 
 
 def test_a_manifest_that_nobody_may_read_ends_with_4_and_no_key(tmp_path):

@@ -342,7 +342,7 @@ def test_under_torchrun_sigterm_before_training_ends_a_rank_at_once(monkeypatch)
 
 def test_a_file_that_is_no_config_shows_how_to_write_one(faces, tmp_path):
     refused(here("train", tmp_path / "no.toml"), 2, "patchdeploy new-config transfer")
-    refused(here("train", faces), 2, "Is a directory", "patchdeploy new-config transfer")
+    refused(here("train", faces), 2, "is not a regular file")
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_training(config, tmp_path):

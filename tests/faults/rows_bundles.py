@@ -75,9 +75,7 @@ def try_documents(scale: float, progress: Progress) -> Told:
 
 def judge_cases(count: int, seed: int) -> Counter[str]:
     """Verdicts on ``count`` cases that ``seed`` draws."""
-    import logging
 
-    logging.getLogger("patchdeploy").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         good, verdict = make_judge(Path(folder))
         cases = list_cases(good)

@@ -10,7 +10,6 @@ file as it was is read.
 from __future__ import annotations
 
 import io
-import logging
 import random
 import tempfile
 import time
@@ -207,7 +206,6 @@ def _structure_places(path: Path) -> list[int]:
 
 
 def _quiet() -> None:
-    logging.getLogger("patchdeploy").setLevel(logging.ERROR)
     torch.set_num_threads(1)
 
 

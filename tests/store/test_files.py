@@ -49,7 +49,7 @@ def _link(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (_link, "a link, or reached by links in a circle"),
+        (_link, "a link to {target}"),
         (os.mkfifo, "not a regular file"),
         (lambda path: path.mkdir(), "not a regular file"),
         (lambda path: path.write_bytes(bytes(11)), "11 bytes long, and at most 10 are allowed"),
@@ -61,7 +61,8 @@ def test_only_a_regular_file_within_its_limit_is_read(tmp_path, make, what: str)
     make(tmp_path / "name")
     with pytest.raises(IntegrityError) as caught:
         DiskFiles().read(tmp_path / "name", 10)
-    assert str(caught.value) == f"{tmp_path / 'name'} is {what}; {RULE}"
+    said = what.format(target=tmp_path / "target")
+    assert str(caught.value) == f"{tmp_path / 'name'} is {said}; {RULE}"
 
 
 def test_a_file_of_exactly_its_limit_is_read_and_a_missing_one_says_so(tmp_path):
