@@ -473,7 +473,7 @@ def test_a_patch_for_a_newer_engine_leads_to_an_upgrade(place, tmp_path):
     assert "3; this version has 2: a newer patchdeploy may read it: upgrade patchdeploy" in text
     done = here("inspect", newer, "--bundle", place / "bundle")
     refused(
-        done, 1, "patch refused (engine)", "it must be at most 1", "upgrade patchdeploy in the app"
+        done, 1, "patch refused (engine)", "it must be at most 2", "upgrade patchdeploy in the app"
     )
 
 
