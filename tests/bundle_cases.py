@@ -20,6 +20,30 @@ from patchdeploy.quantize.model import QuantizedBase, flatten_variant, unflatten
 RESOLUTIONS = (16, 24)
 LABELS = tuple(f"class {k}" for k in range(CLASSES))
 KEY = SigningKey.from_seed(b"a test key of the bundle cases..")
+KILLED = """
+import os, sys
+from pathlib import Path
+from bundle_cases import make_patch
+from patchdeploy import bundle
+path, step = Path(sys.argv[1]), int(sys.argv[2])
+real, counted = {}, 0
+def at(name):
+    def call(*arguments, **options):
+        global counted
+        counted += 1
+        if counted == step:
+            os.kill(os.getpid(), 9)
+        return real[name](*arguments, **options)
+    return call
+for name in ("fsync", "replace", "unlink"):
+    real[name] = getattr(os, name)
+    setattr(os, name, at(name))
+bundle.add_task(path, make_patch(task="first", seed=33)[1], replace_existing=True)
+bundle.create_bundle(path.parent / "new", make_patch()[0], resolutions=(16,), formats=("onnx",))
+print("done")
+"""
+"""A program that writes to a bundle and is killed before its step-th call that a disk sees."""
+
 ARITHMETIC = {"litert": "xnnpack", "onnxruntime": "mlas"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_cases import LABELS, RESOLUTIONS, make_bundle, make_patch, snapshot
+from bundle_cases import KILLED, LABELS, RESOLUTIONS, make_bundle, make_patch, snapshot
 
 from patchdeploy.bundle import (
     add_task,
@@ -400,28 +400,6 @@ def test_what_is_no_regular_file_of_its_length_is_never_opened_for_ever(original
                 use()
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from bundle_cases import make_patch
-from patchdeploy import bundle
-path, step = Path(sys.argv[1]), int(sys.argv[2])
-real, counted = {}, 0
-def at(name):
-    def call(*arguments, **options):
-        global counted
-        counted += 1
-        if counted == step:
-            os.kill(os.getpid(), 9)
-        return real[name](*arguments, **options)
-    return call
-for name in ("fsync", "replace", "unlink"):
-    real[name] = getattr(os, name)
-    setattr(os, name, at(name))
-bundle.add_task(path, make_patch(task="first", seed=33)[1], replace_existing=True)
-bundle.create_bundle(path.parent / "new", make_patch()[0], resolutions=(16,), formats=("onnx",))
-print("done")
-"""
 KILL_STEPS = {
     "the patch is not synced": 1,
     "the patch has no name yet": 2,

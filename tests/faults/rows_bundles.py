@@ -20,7 +20,7 @@ from pathlib import Path
 
 import case_folders  # adds the folders of the cases
 import numpy as np
-from bundle_cases import make_bundle
+from bundle_cases import KILLED, make_bundle
 from hostile_bundles import MANIFEST, list_cases, make_good, make_judge, write_manifest
 from tried import Progress, Told, in_processes, scaled
 
@@ -33,28 +33,6 @@ BATCH = 250
 SLOWEST_SECONDS = 2.0
 STEPS = 40
 """More than the writers have."""
-KILLED = """
-import os, sys
-from pathlib import Path
-from bundle_cases import make_patch
-from patchdeploy import bundle
-path, step = Path(sys.argv[1]), int(sys.argv[2])
-real, counted = {}, 0
-def at(name):
-    def call(*arguments, **options):
-        global counted
-        counted += 1
-        if counted == step:
-            os.kill(os.getpid(), 9)
-        return real[name](*arguments, **options)
-    return call
-for name in ("fsync", "replace", "unlink"):
-    real[name] = getattr(os, name)
-    setattr(os, name, at(name))
-bundle.add_task(path, make_patch(task="first", seed=33)[1], replace_existing=True)
-bundle.create_bundle(path.parent / "new", make_patch()[0], resolutions=(16,), formats=("onnx",))
-print("done")
-"""
 
 
 def try_documents(scale: float, progress: Progress) -> Told:
