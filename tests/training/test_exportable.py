@@ -66,6 +66,7 @@ REFUSED: dict[str, tuple[Callable[[], Base], ImageDataset, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::patchdeploy.patch.reach.ReachWarning")  # the GroupNorm of base
 @pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_cannot_be_exported_is_refused_before_the_first_step_or_trained_when_asked_for(
