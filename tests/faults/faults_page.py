@@ -6,7 +6,7 @@ In: a folder of JSON files, one a row and part. Out: one page. A row without a r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,23 @@ LIMITS = """
 """
 
 
-def write_page(results: Path, page: Path, source_sha256: str) -> None:
-    """Write ``page`` from the files in ``results`` (and the fuzzers' beside it)."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    fuzzed = [
-        json.loads(path.read_text()) for path in sorted((results.parent / "fuzz").glob("*.json"))
-    ]
+def write_page(results: Path, page: Path, source_sha256: Callable[[Row], str]) -> None:
+    """Write ``page`` from the rows' and the fuzzers' files in ``results``."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("row-*.json"))}
+    fuzzed = [json.loads(path.read_text()) for path in sorted(results.glob("fuzz-*.json"))]
     page.write_text(make_page(found, fuzzed, source_sha256))
 
 
 def make_page(
     found: Mapping[str, Mapping[str, Any]],
     fuzzed: Sequence[Mapping[str, Any]],
-    source_sha256: str,
+    source_sha256: Callable[[Row], str],
 ) -> str:
     """The text of the page.
 
     Args:
         found: results by file name without suffix.
-        source_sha256: of the sources now; results of other sources are listed.
+        source_sha256: of a row's sources now; results of other sources are listed.
     """
     lines = [line for row in ROWS if row.number != COSTS for line in _row_lines(row, found)]
     parts = [HEAD + "\n".join(lines) + "\n", _cost_text(found), _fuzz_text(fuzzed), LIMITS]
@@ -111,14 +109,17 @@ def _fuzz_text(fuzzed: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines[:4], *(lines[4:] if fuzzed else ["Not run."])]) + "\n"
 
 
-def _origin_text(found: Mapping[str, Mapping[str, Any]], source_sha256: str) -> str:
+def _origin_text(
+    found: Mapping[str, Mapping[str, Any]], source_sha256: Callable[[Row], str]
+) -> str:
+    now = {row.number: source_sha256(row) for row in ROWS}
     origins: dict[str, list[str]] = {}
     older = []
     for result in found.values():
         packages = ", ".join(f"{name} {one}" for name, one in result["versions"].items())
         origin = f"{result['date']}, {result['device']}; {packages}"
         origins.setdefault(origin, []).append(str(result["row"]))
-        if result["source_sha256"] != source_sha256:
+        if result["source_sha256"] != now.get(result["row"]):
             older.append(result["row"])
     lines = ["## Where it ran\n"]
     for origin, rows in origins.items():

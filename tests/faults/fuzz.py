@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of what reads untrusted bytes, with atheris (libFuzzer).
 
 Each target runs in a process of its own, from the corpus in this folder; what it finds on the way
-is kept in out/fuzz, an input that fails too. Exit status 1 where a target failed. Every file of
-the corpus is also a test of its own (test_fuzz_corpus.py), which needs no atheris.
+is kept in out/fuzz, an input that fails too, and its counts beside the results of the fault rows.
+Exit status 1 where a target failed. Every file of the corpus is also a test of its own
+(test_fuzz_corpus.py), which needs no atheris.
 
     python tests/faults/fuzz.py [--seconds 60] [header payload trusted]
     python tests/faults/fuzz.py --write-seeds
@@ -29,6 +30,7 @@ if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
 CORPUS = HERE / "corpus"
+RESULTS = HERE / "results"
 TARGETS = ("header", "payload", "trusted", "bundle")
 LONGEST_BYTES = 8192
 SLOWEST_SECONDS = 5
@@ -65,7 +67,7 @@ def fuzz_target(name: str, seconds: int, out: Path) -> int:
     result |= {"target": name, "seconds": round(time.perf_counter() - start)}
     result["result"] = "held" if done.returncode == 0 else "FAILED"
     result["date"] = time.strftime("%Y-%m-%d")
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    (RESULTS / f"fuzz-{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     print(f"fuzz {name}: {result}")  # noqa: T201
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-3000:])  # noqa: T201

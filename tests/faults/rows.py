@@ -38,6 +38,13 @@ INSTALLS = 1000
 
 Attempt = Callable[[float, Path, Progress], Told]
 
+SHARED = ("errors*.py", "storage*.py")
+PATCHES = (*SHARED, "patchfile/*.py", "store/*.py", "runtime/self_test.py", "runtime/versions.py")
+BUNDLES = (*SHARED, "documents.py", "flatbuffer.py", "slot*.py", "bundle/*.py", "runtime/*.py")
+IMAGES = (*SHARED, "data/*.py")
+FOREIGN = (*SHARED, "documents.py", "named*.py", "base/*.py", "patch/*.py", "training/check*.py")
+"""Of patchdeploy/, what a row is about: where these change, its result is of an earlier state."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -47,12 +54,14 @@ class Row:
         number: of the row in the list of faults; 21 is what checking costs.
         fault, expected: as the list has them.
         parts: name and function of each part.
+        sources: patterns of the files that it is about.
     """
 
     number: int
     fault: str
     expected: str
     parts: tuple[tuple[str, Attempt], ...]
+    sources: tuple[str, ...] = PATCHES
 
 
 def _scaled(function: Callable[[float, Progress], Told]) -> Attempt:
@@ -95,8 +104,14 @@ COUNTED = {7: (0, 3), 8: (), 12: (0, 2), 16: (0, 1)}
 STORE = {form.row: _store(form) for form in LONG_FORMS}
 
 
-def _row(number: int, fault: str, expected: str, **parts: Attempt) -> Row:
-    return Row(number, fault, expected, tuple(parts.items()))
+def _row(
+    number: int,
+    fault: str,
+    expected: str,
+    sources: tuple[str, ...] = PATCHES,
+    **parts: Attempt,
+) -> Row:
+    return Row(number, fault, expected, tuple(parts.items()), sources)
 
 
 ROWS = (
@@ -168,6 +183,7 @@ ROWS = (
         22,
         "hostile bundle; killed writer of one",
         "typed error before use; what is left goes with the next writer",
+        BUNDLES,
         documents=_scaled(try_documents),
         files=try_files,
         writers=try_killed_writers,
@@ -176,10 +192,13 @@ ROWS = (
         23,
         "base changed with its manifest; fork",
         "no score; an error or the right answer, never a hang",
+        BUNDLES,
         bases=try_changed_bases,
         forks=try_forks,
     ),
-    _row(24, "hostile image", "pixels or a typed error, in bounded time", images=try_images),
+    _row(
+        24, "hostile image", "pixels or a typed error, in bounded time", IMAGES, images=try_images
+    ),
     _row(
         25,
         "greedy client; redirect, address or proxy that is none",
@@ -190,6 +209,7 @@ ROWS = (
         26,
         "a checkpoint, Keras file, trained patch or network of another's making, or damaged",
         "ours: typed error; others: typed error or a network, nothing run",
+        FOREIGN,
         own=_scaled(try_own),
         checkpoints=_scaled(try_checkpoints),
         keras=_scaled(try_keras),

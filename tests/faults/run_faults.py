@@ -1,10 +1,11 @@
 """Every fault row at full length: what was tried, and what held.
 
-In: rows and a scale. Out: a JSON file a row, in out/faults, and a line for each; exit status 1
-where a row did not hold. A row that held with the sources as they are is not tried again, so a run
-that was stopped goes on. docs/faults.md is written from those files by a step of its own.
+In: rows and a scale. Out: a JSON file for each part of a row, and a line for each; exit status 1
+where a row did not hold. A part that held on this machine with the sources as they are is not tried
+again, so that a stopped run can be resumed. The results are kept in the repository: docs/faults.md
+is written from them by a separate step, so a new row needs no other row to be run again.
 
-    python tests/faults/run_faults.py [--rows 1,3,9] [--scale 0.01] [--again] [--out out/faults]
+    python tests/faults/run_faults.py [--rows 1,3,9] [--scale 0.01] [--again] [--out FOLDER]
     python tests/faults/run_faults.py --write-docs
 """
 
@@ -22,7 +23,10 @@ import time
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rows import Row
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve().parent
@@ -31,16 +35,8 @@ if str(HERE) not in sys.path:
 
 from case_folders import ROOT  # noqa: E402
 
-OUT = ROOT / "out" / "faults"
+OUT = HERE / "results"
 PACKAGES = ("cryptography", "numpy", "pillow", "ai-edge-litert", "onnxruntime")
-PROVED = (
-    "errors.py",
-    "patchfile/*.py",
-    "store/*.py",
-    "runtime/self_test.py",
-    "runtime/versions.py",
-    "data/*.py",
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +51,7 @@ def main(arguments: list[str]) -> int:
     if options.write_docs:
         from faults_page import write_page
 
-        write_page(options.out, ROOT / "docs" / "faults.md", source_sha256())
+        write_page(options.out, ROOT / "docs" / "faults.md", source_sha256)
         return 0
     chosen = {int(one) for one in options.rows.split(",") if one}
     return run_rows(chosen, options.scale, options.again, options.out)
@@ -77,7 +73,7 @@ def run_rows(chosen: set[int], scale: float, again: bool, out: Path) -> int:
             for name, attempt in row.parts:
                 label = f"{row.number} {row.fault} ({name})"
                 path = out / f"row-{row.number:02}-{name}.json"
-                if not again and is_done(path, scale):
+                if not again and is_done(path, row, scale):
                     console.print(f"row {label}: held before, {path.name}")
                     continue
                 bar = bars.add_task(label, total=1.0)
@@ -86,6 +82,7 @@ def run_rows(chosen: set[int], scale: float, again: bool, out: Path) -> int:
                 )
                 bars.remove_task(bar)
                 result |= {"row": row.number, "part": name, "scale": scale}
+                result["source_sha256"] = source_sha256(row)
                 write_result(path, result)
                 failed += result["result"] != "held"
                 console.print(f"row {label}: {describe(result)}", highlight=False, markup=False)
@@ -108,17 +105,16 @@ def try_part(attempt: Any, scale: float, progress: Any) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "device": device(),
         "versions": versions(),
-        "source_sha256": source_sha256(),
     }
 
 
-def is_done(path: Path, scale: float) -> bool:
-    """Whether a row held, with these sources and at this scale or a greater one."""
+def is_done(path: Path, row: Row, scale: float) -> bool:
+    """Whether it held here, with these sources and at this scale or a greater one."""
     if not path.exists():
         return False
     result = json.loads(path.read_text())
-    held = result["result"] == "held" and result["source_sha256"] == source_sha256()
-    return bool(held and result["scale"] >= scale)
+    same = result["source_sha256"] == source_sha256(row) and result["device"] == device()
+    return bool(result["result"] == "held" and same and result["scale"] >= scale)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -135,10 +131,10 @@ def describe(result: dict[str, Any]) -> str:
     return f"tried {result['tried']}; held: {result['held']} ({result['seconds']} s)"
 
 
-def source_sha256() -> str:
-    """Of the sources that the rows are about, to know which result is of which state."""
+def source_sha256(row: Row) -> str:
+    """Of the sources that a row is about, to know which result is of which state."""
     digest = hashlib.sha256()
-    for pattern in PROVED:
+    for pattern in row.sources:
         for path in sorted((ROOT / "patchdeploy").glob(pattern)):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

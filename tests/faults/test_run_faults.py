@@ -4,6 +4,7 @@ import json
 
 import pytest
 import rows
+from case_folders import ROOT
 from faults_page import make_page
 from rows import ROWS, Row
 from run_faults import main, source_sha256
@@ -60,9 +61,25 @@ def test_a_row_of_other_sources_is_tried_again(one_row, tmp_path):
     one_row(attempt)
     assert main(["--out", str(tmp_path)]) == 0
     path = tmp_path / "row-01-part.json"
-    path.write_text(path.read_text().replace(source_sha256(), "0" * 64))
+    path.write_text(path.read_text().replace(source_sha256(rows.ROWS[0]), "0" * 64))
     one_row(fail)
     assert main(["--out", str(tmp_path)]) == 1
+
+
+def test_a_row_of_another_machine_is_tried_again(one_row, tmp_path):
+    one_row(attempt)
+    assert main(["--out", str(tmp_path)]) == 0
+    path = tmp_path / "row-01-part.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"device": "another machine"}))
+    one_row(fail)
+    assert main(["--out", str(tmp_path)]) == 1
+
+
+def test_every_row_names_sources_that_exist():
+    for row in ROWS:
+        for pattern in row.sources:
+            assert list((ROOT / "patchdeploy").glob(pattern)), (row.number, pattern)
 
 
 def test_rows_that_were_not_asked_for_are_not_tried(one_row, tmp_path):
@@ -85,7 +102,7 @@ def test_the_page_has_every_row_and_says_what_was_not_run():
         "versions": {"python": "3.11"},
         "source_sha256": "another",
     }
-    page = make_page({"row-09-values": result}, [], source_sha256())
+    page = make_page({"row-09-values": result}, [], source_sha256)
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert sum("| not run |" in line for line in lines) == sum(
         len(row.parts) for row in ROWS if row.number not in (9, 21)
