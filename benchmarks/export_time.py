@@ -1,8 +1,9 @@
 """What one task more costs to export, and what calibration costs against a forward pass.
 
-After calibration a new task is folded, quantised and added to a bundle whose base files stay as
-they are: every stage is timed, at the subject's resolution. Calibration is timed on the same
-images, batches and threads as the plain torch module, interleaved.
+After calibration a new task is folded, quantised, compared with its module and with float, and
+added to a bundle whose base files stay as they are: every stage of `export_patch` is timed, at the
+subject's resolution and with its number of classes. Calibration is timed on the same images,
+batches and threads as the plain torch module, interleaved.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from results import (
     OTHER,
     OURS,
+    PEER,
     STANDALONE,
     Goal,
     new_figure,
@@ -30,11 +33,15 @@ from results import (
 from subjects import Subject, fold_task, load_subject, normalise, random_patch
 
 from patchdeploy.base import Base
-from patchdeploy.bundle import add_task, create_bundle
+from patchdeploy.bundle import add_task, create_bundle, open_bundle
 from patchdeploy.coding.choose_steps import fine_steps
 from patchdeploy.convert import load_converter
+from patchdeploy.data import ImageDataset
+from patchdeploy.export import COMPARED_IMAGES, Exporter
+from patchdeploy.export_record import measure_task
 from patchdeploy.lower import lower_base
 from patchdeploy.measure import measure_interleaved
+from patchdeploy.patch import Patch, PatchConfig
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.base import quantize_base
 from patchdeploy.quantize.calibrate import calibrate
@@ -44,28 +51,47 @@ from patchdeploy.slots import overlay
 
 METHODS = ("minmax", "percentile", "mse")
 BATCH = 8
-STAGES = ("fold", "quantize", "add to bundle")
+STAGES = ("fold", "quantize", "compare graph", "compare int8", "add to bundle")
 
 
-def time_task(subject: Subject, bundle: Path, seed: int) -> dict[str, float]:
+def time_task(exporter: Exporter, subject: Subject, folder: Path, seed: int) -> dict[str, float]:
     """Milliseconds of each stage for one task more, calibration not counted."""
-    tensors = random_patch(subject, seed)
-    ranges = calibrate(fold_task(subject, tensors), subject.images[:2])
-    stages = {}
-    start = time.perf_counter()
-    network = fold_task(subject, tensors)
-    stages["fold"] = time.perf_counter() - start
-    start = time.perf_counter()
-    task = f"task_{seed}"
-    variant = quantize_variant(subject.quantized, network, ranges, task, subject.px)
-    values = flatten_variant(subject.quantized, variant)
-    stages["quantize"] = time.perf_counter() - start
     classes = tuple(f"class {k}" for k in range(subject.network.classes))
-    patch = PatchFile(task, classes, subject.table.sha256, {subject.px: values}, {})
-    start = time.perf_counter()
-    add_task(bundle, patch, steps=fine_steps(patch.values, subject.table))
-    stages["add to bundle"] = time.perf_counter() - start
-    return {name: 1e3 * seconds for name, seconds in stages.items()}
+    variants = {subject.px: random_patch(subject, seed)}
+    base_sha256 = exporter.base.sha256
+    patch = Patch(f"task_{seed}", base_sha256, PatchConfig(), classes, variants, {})
+    ranges = calibrate(exporter.fold(patch, subject.px), subject.images[:2])
+    images = ImageDataset(patch.task, subject.images, [0] * len(subject.images), ("any",))
+    bundle = open_bundle(folder)
+    clock = Clock()
+    network = exporter.fold(patch, subject.px)
+    clock.lap("fold")
+    quantized = exporter.quantized
+    variant = quantize_variant(quantized, network, ranges, patch.task, subject.px)
+    values = {subject.px: flatten_variant(quantized, variant)}
+    file = PatchFile(patch.task, classes, exporter.table.sha256, values, {})
+    clock.lap("quantize")
+    exporter.score_float(patch, subject.px, subject.images[:COMPARED_IMAGES])
+    clock.lap("compare graph")
+    record = measure_task(bundle, file, images, partial(exporter.score_float, patch))
+    clock.lap("compare int8")
+    steps = fine_steps(file.values, exporter.table)
+    add_task(folder, file, steps=steps, float_scores=record.to_bytes())
+    clock.lap("add to bundle")
+    return clock.laps_ms
+
+
+class Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.laps_ms: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End ``stage`` and begin the next."""
+        now = time.perf_counter()
+        self.laps_ms[stage], self._start = 1e3 * (now - self._start), now
 
 
 def time_calibration(subject: Subject, rounds: int) -> dict[str, Any]:
@@ -100,11 +126,17 @@ def time_once(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def open_base(subject: Subject) -> Base:
+    """The subject's module as a base."""
+    preprocessing = subject.graph.preprocessing
+    return Base.from_module(
+        subject.module, preprocessing, name=subject.name, head_name="classifier.1"
+    )
+
+
 def time_base(subject: Subject) -> dict[str, float]:
     """Milliseconds of what is done once per base, and of laying a patch over its files."""
-    base = Base.from_module(
-        subject.module, subject.graph.preprocessing, name=subject.name, head_name="classifier.1"
-    )
+    base = open_base(subject)
     found = {
         "lower": time_once(lambda: lower_base(base)),
         "quantize base": time_once(lambda: quantize_base(subject.graph, subject.network.classes)),
@@ -127,8 +159,10 @@ def measure_subject(subject: Subject, rounds: int) -> dict[str, Any]:
     """Every time of one subject."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
-        create_bundle(bundle, subject.quantized, resolutions=[subject.px])
-        tasks = [time_task(subject, bundle, seed) for seed in range(max(3, rounds // 8))]
+        base = open_base(subject)
+        exporter = Exporter(base, subject.graph, subject.quantized, subject.table)
+        create_bundle(bundle, subject.quantized, resolutions=[subject.px], table=subject.table)
+        tasks = [time_task(exporter, subject, bundle, seed) for seed in range(max(3, rounds // 8))]
     return {
         "one_task_ms": tasks,
         "calibration": time_calibration(subject, max(3, rounds // 8)),
@@ -164,7 +198,8 @@ def plot(document: dict[str, Any], out: Path) -> None:
     figure, axes = new_figure(2, 1, 10, 1.2 + 1.1 * len(document))
     names = list(document)[::-1]
     left = np.zeros(len(names))
-    for stage, colour in zip(STAGES, (OURS, STANDALONE, OTHER), strict=True):
+    colours = [OURS, STANDALONE, PEER, "#e0a98c", OTHER]
+    for stage, colour in zip(STAGES, colours, strict=True):
         values = [np.median([t[stage] for t in document[n]["one_task_ms"]]) for n in names]
         axes[0, 0].barh(names, values, 0.5, left=left, color=colour, label=stage)
         left += values
