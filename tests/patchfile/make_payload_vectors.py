@@ -40,7 +40,7 @@ NUMBERS = {
     for number, name in enumerate(
         ("labels", "notes", "steps", "activations", "scales", "biases", "kernels", "head", "golden")
     )
-}
+} | {"cascade": 9}
 DYNAMIC_NOTES = (
     "DY+7bURBEMNaIV4FO3+N23HuS+zocL17UwGSyPfz/fr7+X2+eA6GEyRFM4jFbmiYY4ElVlhjgwlb/OC343jgiRfe+ODC"
     "lziEEXcyiCSKaGIIEUse0kgn72OSRTY5pMilDmWUU0FdoKKaGkrU0oc22umgk768TQ8tepnDGONMMMkUc3WGEbPoIEOO"
@@ -186,6 +186,8 @@ def good_vector(name: str, data: bytes, sides: tuple[int, ...], changes: dict) -
     decoded = slow_decoder.decode(data, fields, slow_decoder.read_table(TABLE))
     vector = entry(name, data, "ok", sides, **changes)
     vector["labels"] = decoded.labels
+    if decoded.cascade is not None:
+        vector["cascade"] = cascade_entry(*decoded.cascade)
     vector["values"] = {str(px): hashes(one) for px, one in decoded.values.items()}
     if decoded.thumbnails:
         thumbnails = [decoded.thumbnails[:192], decoded.thumbnails[192:]]
@@ -201,6 +203,22 @@ def good_vector(name: str, data: bytes, sides: tuple[int, ...], changes: dict) -
     return vector
 
 
+def cascade_entry(score, certified, reference, tolerance, confidence, images, stages) -> dict:
+    """A cascade in the words of docs/cascades.md; shares in millionths."""
+    return {
+        "score": ("margin", "probability", "entropy")[score],
+        "certified": bool(certified),
+        "reference": reference,
+        "tolerance_millionths": tolerance,
+        "confidence_millionths": confidence,
+        "images": images,
+        "stages": [
+            {"resolution": px, "threshold": threshold, "ratio": ratio}
+            for px, threshold, ratio in stages
+        ],
+    }
+
+
 def hashes(values: slow_decoder.Values) -> dict[str, str]:
     letters = {"weight_scale": "f", "bias": "i", "activation_scale": "f"}
     return {
@@ -209,7 +227,119 @@ def hashes(values: slow_decoder.Values) -> dict[str, str]:
     }
 
 
+def cascade(*stages: tuple[int, int, int], **changes: int) -> bytes:
+    """Content of the cascade's part: ``stages`` as position of the resolution, threshold, ratio."""
+    fields = {
+        "version": 1,
+        "score": 0,
+        "certified": 1,
+        "stages": len(stages),
+        "reference": 0,
+        "reserved": 0,
+        "tolerance": 10_000,
+        "confidence": 950_000,
+        "images": 2_000,
+        **changes,
+    }
+    *small, reserved, tolerance, confidence, images = fields.values()
+    head = bytes(small) + reserved.to_bytes(3, "little")
+    rest = struct.pack("<III", tolerance, confidence, images)
+    return head + rest + b"".join(struct.pack("<BII", *one) for one in stages)
+
+
+LAST = (0, 0, 0)
+"""A last stage at the header's first resolution."""
+
+
+def with_cascade(content: bytes, *further: bytes) -> bytes:
+    """A payload of three resolutions with the part and ``further`` ones after it."""
+    return payload(contents(3)) + framed("cascade", content) + b"".join(further)
+
+
+def three(encoding: str = "parts-2", engine: int = 2) -> dict:
+    """Changes to a header: three resolutions."""
+    results = {"onnx": {str(px): sha(b"r") for px in (24, 20, 16)}}
+    return {
+        "resolutions": [24, 20, 16],
+        "results": results,
+        "encoding": encoding,
+        "engine": engine,
+    }
+
+
+def good_cascades() -> list[tuple[str, bytes, tuple[int, ...], dict]]:
+    margin = cascade((2, 40, 0), (1, 255, 0), LAST)
+    entropy = cascade(
+        (2, 2**31 - 1, 1), (0, 0, 0), score=2, reference=1, certified=0, images=0, tolerance=1
+    )
+    probability = cascade((1, 2**30, 2**32 - 1), (2, 0, 0), score=1, confidence=999_999)
+    alone = cascade((1, 0, 0), tolerance=999_999, confidence=500_000, images=2**32 - 1)
+    later = struct.pack("<BBII", 128, 0, 3, 3) + b"new"
+    last = struct.pack("<BBII", 255, 0, 0, 0)
+    files = {
+        "cascade by margin over three resolutions": with_cascade(margin),
+        "cascade by entropy that is not certified": with_cascade(entropy),
+        "cascade by probability, deflated": payload(contents(3))
+        + framed("cascade", probability, method=1, body=stored(probability)),
+        "cascade of one stage": with_cascade(alone),
+        "cascade and parts of later versions": with_cascade(margin, later, last),
+        "a part of a later version alone": payload(contents(3)) + later,
+    }
+    return [(name, data, (24, 20, 16), three()) for name, data in files.items()]
+
+
 # -- bad -------------------------------------------------------------------------------------------
+
+
+def bad_cascades() -> list[tuple]:
+    two = ((2, 40, 0), LAST)
+    files = {
+        "cascade of version 2": cascade(*two, version=2),
+        "cascade with score 3": cascade(*two, score=3),
+        "cascade with certified 2": cascade(*two, certified=2),
+        "cascade without a stage": cascade(),
+        "cascade of 17 stages": cascade(*two[:1] * 15, LAST, stages=17),
+        "cascade of a fourth resolution as reference": cascade(*two, reference=3),
+        "cascade with a reserved byte": cascade(*two, reserved=256),
+        "cascade of tolerance 0": cascade(*two, tolerance=0),
+        "cascade of tolerance 1": cascade(*two, tolerance=1_000_000),
+        "cascade of confidence below a half": cascade(*two, confidence=499_999),
+        "cascade of confidence 1": cascade(*two, confidence=1_000_000),
+        "cascade certified on no image": cascade(*two, images=0),
+        "cascade with a stage too few": cascade(*two, stages=3),
+        "cascade with a stage too many": cascade(*two, stages=1),
+        "cascade cut in its head": cascade(*two)[:19],
+        "cascade of a fourth resolution": cascade((3, 40, 0), LAST),
+        "cascade with a resolution twice": cascade((2, 40, 0), (2, 30, 0), LAST),
+        "cascade with a threshold above 2^31 - 1": cascade((2, 2**31, 0), LAST),
+        "margin with a ratio": cascade((2, 40, 1), LAST),
+        "probability without a ratio": cascade((2, 40, 0), LAST, score=1),
+        "last stage with a threshold": cascade((2, 40, 0), (0, 1, 0)),
+        "last stage with a ratio": cascade((2, 40, 1), (0, 0, 1), score=1),
+    }
+    good = cascade(*two)
+    framings = {
+        "optional part missing": (payload(contents(3)), "parts"),
+        "cascade twice": (with_cascade(good, framed("cascade", good)), "parts"),
+        "parts out of order": (
+            payload(contents(3)) + struct.pack("<BBII", 128, 0, 0, 0) + framed("cascade", good),
+            "parts",
+        ),
+        "an unknown part that a reader needs": (
+            with_cascade(good, struct.pack("<BBII", 127, 0, 0, 0)),
+            "parts",
+        ),
+        "byte after the cascade": (with_cascade(good) + b"\0", "parts"),
+        "cascade of more bytes than it may have": (with_cascade(bytes(20 + 16 * 9 + 1)), "inflate"),
+        "cascade whose stream ends early": (
+            payload(contents(3)) + framed("cascade", good, method=1, body=stored(good[:-1])),
+            "inflate",
+        ),
+    }
+    bad = [(name, with_cascade(content), "parts", three()) for name, content in files.items()]
+    bad += [(name, data, code, three()) for name, (data, code) in framings.items()]
+    first = ("a cascade in encoding parts-1", with_cascade(good), "parts", three("parts-1", 1))
+    return [*bad, first]
 
 
 def bad_sites() -> list[tuple]:
@@ -356,13 +486,13 @@ def entry(name: str, data: bytes, code: str, sides: tuple[int, ...] = (16,), **c
 
 
 def make_payload_vectors() -> dict:
-    bad = bad_sites() + bad_parts() + bad_work() + bad_values()
-    good = [good_vector(*one) for one in good_cases() + edges()]
+    bad = bad_sites() + bad_parts() + bad_work() + bad_values() + bad_cascades()
+    good = [good_vector(*one) for one in good_cases() + edges() + good_cascades()]
     return {
         "about": "Patch files over one tiny base for readers in any language; see "
         "docs/patch-format.md. Keys as in vectors.json: TEST KEYS, never trust them.",
         "format": 1,
-        "policy": {**POLICY, "base_sha256": sha(TABLE), "base_bytes": len(TABLE)},
+        "policy": {**POLICY, "engine": 2, "base_sha256": sha(TABLE), "base_bytes": len(TABLE)},
         "coding_table": base64.b64encode(TABLE).decode("ascii"),
         "cases": good + [entry(*one[:3], **one[3]) for one in bad],
     }

@@ -9,8 +9,9 @@ import pytest
 import slow_decoder
 from coding_cases import FIELDS
 from container_cases import TRUSTED
-from make_payload_vectors import PATH, coding_table, encode, make_payload_vectors
+from make_payload_vectors import PATH, cascade_entry, coding_table, encode, make_payload_vectors
 
+from patchdeploy.cascade import SCORE_KINDS
 from patchdeploy.coding.table import CodingTable
 from patchdeploy.errors import PatchRefusedError
 from patchdeploy.patchfile import Policy, check_patch_file
@@ -61,6 +62,19 @@ def test_our_reader_decodes_what_the_vector_says(case):
     assert [str(px) for px in patch.values] == list(case["values"])
     for px, values in patch.values.items():
         assert {name: sha(getattr(values, name)) for name in FIELDS} == case["values"][str(px)]
+    assert (patch.cascade is not None) == ("cascade" in case)
+    if patch.cascade is not None:
+        rule, certificate = patch.cascade.rule, patch.cascade.certificate
+        stages = [(one.resolution, one.threshold, one.ratio) for one in rule.stages]
+        assert case["cascade"] == cascade_entry(
+            SCORE_KINDS.index(rule.score),
+            certificate.certified,
+            certificate.reference,
+            round(certificate.tolerance * 1e6),
+            round(certificate.confidence * 1e6),
+            certificate.images,
+            stages,
+        )
     assert (patch.golden is not None) == ("tolerance" in case)
     if patch.golden is not None:
         assert patch.golden.tolerance_lsb == case["tolerance"]
