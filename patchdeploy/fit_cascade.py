@@ -10,7 +10,7 @@ neither has seen. All that is compared comes from the same int8 scores of one ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,38 +25,38 @@ from patchdeploy.cascade import (
     Cascade,
     Certificate,
     certify_path,
-    confidence,
     greedy_cascade,
     search_path,
     smallest_tolerance,
 )
-from patchdeploy.cascade.certify import check_level, paired_interval
-from patchdeploy.cascade.scores import ScoreKind, exponential_ratio
-from patchdeploy.cascade.search import Outcome, Thresholds, run_thresholds
+from patchdeploy.cascade.certify import check_level
+from patchdeploy.cascade.describe import CascadeRow, describe
+from patchdeploy.cascade.scores import ScoreKind
+from patchdeploy.cascade.search import Thresholds, run_thresholds
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import CertificationError, ConfigError, DataError
 from patchdeploy.evaluate import head_labels
-from patchdeploy.graph import count_macs
-from patchdeploy.measure import measure_interleaved
 from patchdeploy.patchfile import read_container, read_header
 from patchdeploy.patchfile.payload import read_steps
 from patchdeploy.runtime import Engine
-from patchdeploy.runtime.self_test import score_codes
+from patchdeploy.runtime.task_scores import (
+    Costs,
+    Progress,
+    TaskScores,
+    count_costs,
+    measure_costs,
+    score_images,
+)
 
 if TYPE_CHECKING:
     from patchdeploy.export import Signing
 
-Progress = Callable[[str], None]
-Costs = Mapping[int, float]
-BATCH = 256
-"""Images that are resized and run at once: what is in memory of a large validation set."""
 LEAST_IMAGES = 40
 """Below, no split holds enough to find or show anything."""
 SHARES = (0.25, 0.5, 0.25)
 """Of the images to choose, to certify and to report on: a test needs the most."""
 ALPHAS = tuple(np.linspace(1.0, 0.9, 41).tolist())
 """Shares of the reference's accuracy that the greedy algorithm is tried with."""
-WARMUP, ROUNDS, TIMED_IMAGES = 3, 30, 8
 
 
 @dataclass(frozen=True)
@@ -100,33 +100,6 @@ class CascadeConfig:
 
 
 @dataclass(frozen=True)
-class CascadeRow:
-    """One way to answer, on the report split.
-
-    Attributes:
-        name: "cascade", "greedy", "64 px" ...
-        resolutions: in the order in which they run, px.
-        answered: share of the images that each of them answers.
-        saving: share of the reference's cost that is not spent.
-        accuracy: top-1, as a share.
-        gap: accuracy of the reference minus ``accuracy``, with its 95 % interval.
-        early: images that an earlier stage than the last answers.
-        early_accuracy, early_reference: top-1 of the cascade and of the reference on those images;
-            None where there is none.
-    """
-
-    name: str
-    resolutions: tuple[int, ...]
-    answered: tuple[float, ...]
-    saving: float
-    accuracy: float
-    gap: tuple[float, float, float]
-    early: int
-    early_accuracy: float | None
-    early_reference: float | None
-
-
-@dataclass(frozen=True)
 class CascadeFit:
     """What was found.
 
@@ -156,39 +129,6 @@ class CascadeFit:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, eq=False)
-class TaskScores:
-    """int8 scores of one task on the same images.
-
-    Attributes:
-        codes: by resolution, int8 [N, classes].
-        labels: int64 [N], rows of the head.
-        output_scales: by resolution, the real value of one code.
-    """
-
-    codes: Mapping[int, NDArray[np.int8]]
-    labels: NDArray[np.int64]
-    output_scales: Mapping[int, float]
-
-    @property
-    def ratios(self) -> dict[int, int]:
-        """By resolution, see `patchdeploy.cascade.scores.exponential_ratio`."""
-        return {px: exponential_ratio(scale) for px, scale in self.output_scales.items()}
-
-    def answers(
-        self, kind: ScoreKind, costs: Costs, reference: int, images: NDArray[np.int64]
-    ) -> Answers:
-        """What each resolution says about some of the images."""
-        codes = {px: found[images] for px, found in self.codes.items()}
-        ratios = self.ratios
-        return Answers(
-            {px: found.argmax(axis=1) == self.labels[images] for px, found in codes.items()},
-            {px: confidence(kind, found, ratios[px]) for px, found in codes.items()},
-            costs,
-            reference,
-        )
 
 
 def fit_cascade(
@@ -224,7 +164,11 @@ def fit_cascade(
         labels = head_labels(engine.classes(task), task, dataset)
         _check_count(dataset)
         scores = score_images(engine, dataset, labels, task, progress)
-        costs = measure_costs(engine, dataset, task, config.cost)
+        costs = (
+            count_costs(engine, task)
+            if config.cost == "macs"
+            else measure_costs(engine, dataset, task)
+        )
     return fit_scores(scores, costs, config, task)
 
 
@@ -237,80 +181,38 @@ def _check_count(dataset: ImageDataset) -> None:
         )
 
 
-def score_images(
-    engine: Engine,
-    dataset: ImageDataset,
-    labels: NDArray[np.int64],
-    task: str,
-    progress: Progress | None = None,
-) -> TaskScores:
-    """int8 scores of every resolution of ``task`` on all images."""
-    bundle = engine.bundle
-    values = bundle.patch(task).values
-    output = bundle.coding_table.output_index
-    codes: dict[int, NDArray[np.int8]] = {}
-    for px in engine.resolutions(task):
-        parts = []
-        for start in range(0, len(dataset), BATCH):
-            chosen = np.arange(start, min(start + BATCH, len(dataset)))
-            pixels = dataset.subset(chosen).at(px, engine.preprocessing)
-            found = engine.logits(pixels, task, px)
-            parts.append(score_codes(found, values[px], bundle.coding_table))
-            if progress is not None:
-                progress(f"{px} px: {chosen[-1] + 1} of {len(dataset)} images")
-        codes[px] = np.concatenate(parts)
-    scales = {px: float(values[px].activation_scale[output]) for px in codes}
-    return TaskScores(codes, labels, scales)
-
-
-def measure_costs(
-    engine: Engine, dataset: ImageDataset, task: str, cost: Literal["macs", "ms"]
-) -> dict[int, float]:
-    """Cost of one image at every resolution of ``task``: MACs, or milliseconds of this machine."""
-    sides = engine.resolutions(task)
-    if cost == "macs":
-        graph = engine.bundle.reference().graph
-        return {px: float(count_macs(graph, px, px)) for px in sides}
-    images = [np.asarray(dataset.images[k]) for k in range(min(TIMED_IMAGES, len(dataset)))]
-
-    def call(px: int) -> Callable[[], object]:
-        return lambda: [engine.classify(one, task, px) for one in images]
-
-    measured = measure_interleaved({str(px): call(px) for px in sides}, WARMUP, ROUNDS)
-    return {px: measured.median_ms(str(px)) / len(images) for px in sides}
-
-
 def fit_scores(scores: TaskScores, costs: Costs, config: CascadeConfig, task: str) -> CascadeFit:
     """The fit from scores alone: split, choose, certify, report.
 
     Raises:
         CertificationError: see `fit_cascade`.
     """
-    choose, certify, report = split_images(len(scores.labels), config.seed)
-    reference = _reference(scores, costs, config, choose)
+    choose, certify, report = map(scores.subset, split_images(len(scores.labels), config.seed))
+    reference = _reference(choose, costs, config)
     kinds = SCORE_KINDS if config.score == "auto" else (config.score,)
     paths: dict[ScoreKind, list[Thresholds]] = {}
     choosing: dict[str, float] = {}
     for kind in kinds:
-        answers = scores.answers(kind, costs, reference, choose)
+        answers = choose.answers(kind, costs, reference)
         paths[kind] = search_path(answers, config.tolerance)
         spent = run_thresholds(answers, paths[kind][-1]).cost
         choosing[kind] = 1 - spent / costs[reference]
     kind = max(kinds, key=lambda one: choosing[one])
-    greedy = _best_greedy(scores.answers(kind, costs, reference, choose), config.tolerance)
+    greedy = _best_greedy(choose.answers(kind, costs, reference), config.tolerance)
     greedy_saving = 1 - greedy[0] / costs[reference]
     path = paths[kind]
     if greedy_saving > choosing[kind]:  # the better of the two searches is certified
         path = [*path, greedy[1]]
-    chosen, certificate, smallest = _certify(scores, costs, config, kind, path, certify, reference)
-    answers = scores.answers(kind, costs, reference, report)
+    answers = certify.answers(kind, costs, reference)
+    chosen, certificate, smallest = _certify(answers, config, path)
+    answers = report.answers(kind, costs, reference)
     rows = [describe("cascade", answers, chosen), describe("greedy", answers, greedy[1])]
     rows += [describe(f"{px} px", answers, Thresholds((px,), ())) for px in answers.by_cost]
     return CascadeFit(
         task=task,
         runtime=config.runtime,
         cascade=Cascade(chosen.rule(kind, scores.ratios), certificate),
-        images=(len(choose), len(certify), len(report)),
+        images=(len(choose.labels), len(certify.labels), len(report.labels)),
         costs=dict(costs),
         cost_unit=config.cost,
         choosing=choosing,
@@ -327,13 +229,10 @@ def split_images(count: int, seed: int) -> tuple[NDArray[np.int64], ...]:
     return tuple(np.split(order, ends[:-1]))
 
 
-def _reference(
-    scores: TaskScores, costs: Costs, config: CascadeConfig, images: NDArray[np.int64]
-) -> int:
+def _reference(scores: TaskScores, costs: Costs, config: CascadeConfig) -> int:
     if config.reference == "largest":
         return max(scores.codes)
-    labels = scores.labels[images]
-    right = {px: int((c[images].argmax(axis=1) == labels).sum()) for px, c in scores.codes.items()}
+    right = {px: int(found.sum()) for px, found in scores.correct.items()}
     return max(right, key=lambda px: (right[px], -costs[px]))
 
 
@@ -347,31 +246,23 @@ def _best_greedy(answers: Answers, tolerance: float) -> tuple[float, Thresholds]
 
 
 def _certify(
-    scores: TaskScores,
-    costs: Costs,
-    config: CascadeConfig,
-    kind: ScoreKind,
-    path: Sequence[Thresholds],
-    images: NDArray[np.int64],
-    reference: int,
+    answers: Answers, config: CascadeConfig, path: Sequence[Thresholds]
 ) -> tuple[Thresholds, Certificate, float]:
     """The cheapest cascade that the test certifies, and what so many images could show at best."""
-    answers = scores.answers(kind, costs, reference, images)
     losses = [run_thresholds(answers, one).loss for one in path]
     good = certify_path(losses, config.tolerance, config.confidence)
     smallest = smallest_tolerance(losses[-1], config.confidence)
     certified = good > 1
     if not certified and not config.uncertified:
-        raise CertificationError(_explain(config, len(path), len(images), smallest, reference))
+        raise CertificationError(_explain(config, len(path), answers, smallest))
     certificate = Certificate(
-        reference, config.tolerance, config.confidence, len(images), certified
+        answers.reference, config.tolerance, config.confidence, answers.count, certified
     )
     return path[good - 1] if certified else path[-1], certificate, smallest
 
 
-def _explain(
-    config: CascadeConfig, cascades: int, images: int, smallest: float, reference: int
-) -> str:
+def _explain(config: CascadeConfig, cascades: int, answers: Answers, smallest: float) -> str:
+    images, reference = answers.count, answers.reference
     asked = f"{100 * config.tolerance:g} points at {100 * config.confidence:g} % confidence"
     if cascades == 1:
         return (
@@ -383,28 +274,6 @@ def _explain(
         f"no cascade cheaper than {reference} px alone can be certified within {asked} on "
         f"{images} images; so many can show about {100 * smallest:.2f} points at best; give more "
         "images that training has not seen, allow a greater tolerance, or write it uncertified"
-    )
-
-
-def describe(name: str, answers: Answers, cascade: Thresholds) -> CascadeRow:
-    """What ``cascade`` does on the images of ``answers``."""
-    outcome: Outcome = run_thresholds(answers, cascade)
-    sides = cascade.resolutions
-    correct = np.stack([answers.correct[px] for px in sides])
-    own = correct[outcome.stage, np.arange(answers.count)]
-    early = outcome.stage < len(sides) - 1
-    return CascadeRow(
-        name=name,
-        resolutions=sides,
-        answered=tuple(float(np.mean(outcome.stage == k)) for k in range(len(sides))),
-        saving=1 - outcome.cost / answers.costs[answers.reference],
-        accuracy=float(own.mean()),
-        gap=paired_interval(outcome.loss),
-        early=int(early.sum()),
-        early_accuracy=float(own[early].mean()) if early.any() else None,
-        early_reference=(
-            float(answers.correct[answers.reference][early].mean()) if early.any() else None
-        ),
     )
 
 

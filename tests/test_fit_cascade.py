@@ -27,13 +27,13 @@ from patchdeploy.fit_cascade import (
     LEAST_IMAGES,
     SHARES,
     CascadeConfig,
-    TaskScores,
     attach_cascade,
     fit_cascade,
     fit_scores,
     split_images,
 )
 from patchdeploy.patchfile.keys import TrustedKeys
+from patchdeploy.runtime.task_scores import TaskScores
 from patchdeploy.verify import verify_bundle
 
 COSTS = {32: 1.0, 48: 2.25, 64: 4.0}
@@ -92,7 +92,7 @@ def test_neither_certifying_nor_reporting_images_choose_anything():
     other = fit_scores(replace(scores, labels=broken), COSTS, config, "task")
     assert other.cascade == fit.cascade
     assert other.rows[0].accuracy < 0.3
-    answers = scores.answers("margin", COSTS, 64, choose)
+    answers = scores.subset(choose).answers("margin", COSTS, 64)
     assert run_thresholds(answers, _thresholds(fit)).loss.mean() <= 0.02
 
 
@@ -113,8 +113,7 @@ def test_the_rule_that_a_patch_carries_takes_the_decisions_that_were_certified()
             stage.resolution: confidence(kind, scores.codes[stage.resolution], stage.ratio)
             for stage in rule.stages[:-1]
         }
-        everything = np.arange(len(scores.labels))
-        outcome = run_thresholds(scores.answers(kind, COSTS, 64, everything), _thresholds(fit))
+        outcome = run_thresholds(scores.answers(kind, COSTS, 64), _thresholds(fit))
         assert (route(rule, confidences) == outcome.stage).all()
 
 

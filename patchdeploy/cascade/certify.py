@@ -114,6 +114,19 @@ def certify_path(losses: Sequence[Int64Array], tolerance: float, confidence: flo
     return len(losses)
 
 
+def contradicts(losses: Int64Array, tolerance: float, confidence: float) -> bool:
+    """Whether images show that a cascade loses MORE than ``tolerance``.
+
+    The same bet from the other side: -loss against "its mean is above -tolerance". A cascade that
+    keeps its promise is accused in at most 1 - confidence of cases.
+
+    Args:
+        losses: int64 [n] in -1, 0, 1.
+    """
+    level = 1 - confidence
+    return betting_p_value(-losses, -tolerance, level) <= level
+
+
 def smallest_tolerance(losses: Int64Array, confidence: float) -> float:
     """About the least tolerance that so many images could certify with equal accuracy.
 

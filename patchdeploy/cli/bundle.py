@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchdeploy.cli.cascade_tables import evaluation_table, timing_table
 from patchdeploy.cli.exit import EXIT_BAD_INPUT, EXIT_CHECK_FAILED
 from patchdeploy.cli.options import (
     BaseOption,
@@ -27,6 +28,7 @@ from patchdeploy.cli.options import (
 )
 from patchdeploy.cli.places import is_file, is_folder
 from patchdeploy.cli.signing import TrustedOption
+from patchdeploy.cli.size_tables import print_sizes
 from patchdeploy.cli.store import ReadStoreOptions
 from patchdeploy.cli.tables import (
     bench_tables,
@@ -34,7 +36,6 @@ from patchdeploy.cli.tables import (
     emit,
     make_table,
     prediction_table,
-    print_sizes,
     verify_table,
 )
 from patchdeploy.errors import ConfigError, DataError, StorageError
@@ -209,6 +210,9 @@ def evaluate(
     runtime: RuntimeOption = "litert",
     threads: ThreadsOption = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="By the cascade that the patch carries, too.")
+    ] = False,
     *,
     options: ReadStoreOptions,
     as_json: JsonOption = False,
@@ -216,21 +220,21 @@ def evaluate(
     """Top-1 accuracy of a task at each of its resolutions."""
     from patchdeploy.bundle import open_bundle
     from patchdeploy.evaluate import evaluate_task
+    from patchdeploy.evaluate_cascade import evaluate_cascade
 
     opened = open_bundle(bundle)
     store = options.open(opened, runtime)
     dataset = open_images(images)
     with show_progress("evaluating") as report:
-        results = evaluate_task(
-            opened,
-            dataset,
-            task,
-            runtime=runtime,
-            threads=threads,
-            limit=limit,
-            store=store,
-            progress=report,
-        )
+        way: dict[str, Any] = {"runtime": runtime, "threads": threads, "limit": limit}
+        way |= {"store": store, "progress": report}
+        if cascade:
+            found = evaluate_cascade(opened, dataset, task, **way)
+        else:
+            results = evaluate_task(opened, dataset, task, **way)
+    if cascade:
+        emit(as_json, found.to_json(), evaluation_table(found))
+        return
     rows = [[f"{r.resolution} px", f"{100 * r.top1:.2f} %", str(r.images)] for r in results]
     document = [asdict(result) for result in results]
     emit(
@@ -246,6 +250,13 @@ def bench(
     runtimes: Annotated[str, typer.Option(help="Runtimes, commas between.")] = "litert,onnxruntime",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas between.")] = "1,2",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each runs every candidate.")] = 50,
+    cascade: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Its cascade on --images against one resolution."),
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="IMAGES", help="For --cascade; one image a round.")
+    ] = None,
     *,
     options: ReadStoreOptions,
     as_json: JsonOption = False,
@@ -253,10 +264,30 @@ def bench(
     """Latency per resolution, cold and resident swaps; interleaved in one run."""
     from patchdeploy.bundle import open_bundle
     from patchdeploy.evaluate import bench_bundle
+    from patchdeploy.evaluate_cascade import bench_cascade
 
+    if (cascade is None) != (images is None):
+        raise ConfigError(
+            f"--cascade {cascade or 'not given'}, --images {images or 'not given'}; which stage "
+            "answers is up to the images, so both are given or neither; add the other"
+        )
     counts = parse_integers(threads, "--threads", "1,2")
     opened, names = open_bundle(bundle), parse_words(runtimes)
     stores = {name: options.open(opened, name) for name in names}
+    if cascade is not None and images is not None:
+        dataset = open_images(images)
+        with show_progress("measuring"):
+            timing = bench_cascade(
+                opened,
+                dataset,
+                cascade,
+                runtimes=names,
+                threads=counts,
+                images=rounds,
+                stores=stores,
+            )
+        emit(as_json, timing, timing_table(timing))
+        return
     with show_progress("measuring"):
         report = bench_bundle(opened, runtimes=names, threads=counts, rounds=rounds, stores=stores)
     emit(as_json, report, *bench_tables(report))

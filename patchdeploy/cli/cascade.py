@@ -1,21 +1,24 @@
-"""The command ``cascade``: fit one over a task's resolutions, certify it, write it into the patch.
+"""The commands ``cascade`` and ``recertify``: fit, certify and write a cascade; test it elsewhere.
 
-In: a bundle, a task, labelled images that training has not seen, keys. Out: a table of what the
-cascade saves and what it costs, and the bundle with a new patch file, or the bundle as it was.
+In: a bundle, a task, images that training has not seen, keys. Out: a table of what the cascade
+saves and what it costs, and the bundle with a new patch file, or the bundle as it was.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from patchdeploy.cli.cascade_tables import agreement_table, fit_tables
+from patchdeploy.cli.exit import EXIT_CHECK_FAILED
 from patchdeploy.cli.options import (
     BundleArgument,
     JsonOption,
     RuntimeOption,
     ThreadsOption,
     show_progress,
+    with_groups,
 )
 from patchdeploy.cli.signing import (
     ExpiresOption,
@@ -24,12 +27,10 @@ from patchdeploy.cli.signing import (
     read_addition_signing,
     warn,
 )
-from patchdeploy.cli.tables import emit, make_table
+from patchdeploy.cli.store import ReadStoreOptions
+from patchdeploy.cli.tables import emit
 from patchdeploy.errors import ConfigError
-from patchdeploy.named import open_images
-
-if TYPE_CHECKING:
-    from patchdeploy.fit_cascade import CascadeFit, CascadeRow
+from patchdeploy.named import is_packaged, open_images
 
 
 def cascade(
@@ -96,44 +97,51 @@ def cascade(
             f"UNCERTIFIED: {fit.images[1]} images do not show that this cascade loses at most "
             f"{tolerance:g} points; whatever shows it says so"
         )
-    emit(as_json, fit.to_json(), *cascade_tables(fit))
+    emit(as_json, fit.to_json(), *fit_tables(fit))
 
 
-def cascade_tables(fit: CascadeFit) -> list[Any]:
-    """What was fitted, and what it does on the report split."""
-    rule, certificate = fit.cascade.rule, fit.cascade.certificate
-    rows = [
-        [f"{stage.resolution} px", str(stage.threshold) if stage is not rule.stages[-1] else "-"]
-        for stage in rule.stages
-    ]
-    state = "certified" if certificate.certified else "NOT CERTIFIED"
-    title = (
-        f"{fit.task}: {rule.score}, {state}: at most {100 * certificate.tolerance:g} points below "
-        f"{certificate.reference} px at {100 * certificate.confidence:g} % confidence "
-        f"({certificate.images:,} images)"
-    )
-    found = make_table(title, ["stage", "answers from"], rows)
-    columns = ["", "answered", "saved", "top-1", "below reference, points", "early, reference"]
-    reported = make_table(
-        f"On {fit.images[2]:,} other images, cost in {fit.cost_unit}",
-        columns,
-        [_report_cells(row) for row in fit.rows],
-    )
-    return [found, reported]
+@with_groups
+def recertify(
+    bundle: BundleArgument,
+    task: Annotated[str, typer.Option(help="Which task.")],
+    images: Annotated[
+        str, typer.Option(metavar="IMAGES", help="Images of your own; labels are not looked at.")
+    ],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Share answered otherwise. Default: the patch's."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of the statement. Default: the patch's.")
+    ] = None,
+    runtime: RuntimeOption = "litert",
+    threads: ThreadsOption = 1,
+    *,
+    options: ReadStoreOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Test a patch's cascade on images without labels: how often it answers as its reference does.
 
+    Ends with 1 where the images do not show it.
+    """
+    from patchdeploy.bundle import open_bundle
+    from patchdeploy.data import load_any_folder
+    from patchdeploy.evaluate_cascade import recertify_cascade
 
-def _report_cells(row: CascadeRow) -> list[str]:
-    shares = " / ".join(f"{100 * share:.0f}" for share in row.answered)
-    sides = " > ".join(map(str, row.resolutions))
-    mean, low, high = (100 * value for value in row.gap)
-    early = "-"
-    if row.early_accuracy is not None and row.early_reference is not None:
-        early = f"{100 * row.early_accuracy:.1f}, {100 * row.early_reference:.1f} %"
-    return [
-        row.name if row.name.endswith("px") else f"{row.name}, {sides} px",
-        f"{shares} %",
-        f"{100 * row.saving:.1f} %",
-        f"{100 * row.accuracy:.2f} %",
-        f"{mean:.2f} ({low:.2f} to {high:.2f})",
-        early,
-    ]
+    opened = open_bundle(bundle)
+    store = options.open(opened, runtime)
+    with show_progress("testing") as report:
+        found = recertify_cascade(
+            opened,
+            open_images(images) if is_packaged(images) else load_any_folder(images),
+            task,
+            tolerance=None if tolerance is None else tolerance / 100,
+            confidence=confidence,
+            runtime=runtime,
+            threads=threads,
+            store=store,
+            progress=report,
+        )
+    emit(as_json, found.to_json(), agreement_table(found))
+    if not found.shown:
+        raise typer.Exit(EXIT_CHECK_FAILED)

@@ -34,7 +34,7 @@ from patchdeploy.cli.signing import (
     read_coding,
     read_signing,
 )
-from patchdeploy.cli.tables import print_sizes
+from patchdeploy.cli.size_tables import print_sizes
 from patchdeploy.errors import ConfigError
 from patchdeploy.named import open_base, open_calibration
 

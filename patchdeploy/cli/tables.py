@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from patchdeploy.bundle import Bundle
     from patchdeploy.verify import VerifyReport
 
 PIPE_WIDTH = 140
@@ -54,84 +53,6 @@ def show_text(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
-
-
-def print_sizes(bundle: Bundle, as_json: bool) -> None:
-    """Print the bytes of a bundle: its base files, what is shared in them, its patches."""
-    from patchdeploy.bundle import size_report
-
-    report = size_report(bundle)
-    emit(as_json, report, *size_tables(report))
-
-
-def size_tables(report: dict[str, Any]) -> list[Table]:
-    """The tables of `patchdeploy.bundle.size_report`."""
-    files = [[path, f"{count:,}"] for path, count in report["files"].items()]
-    shared = [
-        [
-            name,
-            f"{sizes['file_bytes']:,}",
-            f"{sizes['shared_bytes']:,}",
-            ", ".join(f"{px}: {count:,}" for px, count in sizes["slot_bytes"].items()),
-            "unknown" if sizes["duplicated_bytes"] is None else f"{sizes['duplicated_bytes']:,}",
-            f"{report['totals'][name]['shipped_bytes']:,}",
-            f"{report['totals'][name]['whole_models_bytes']:,}",
-        ]
-        for name, sizes in report["formats"].items()
-    ]
-    ships = [
-        [name, *(f"{count:,}" for count in totals["shipped_part_bytes"].values())]
-        + [f"{totals['shipped_bytes']:,}"]
-        for name, totals in report["totals"].items()
-    ]
-    tasks = [
-        [
-            name,
-            str(sizes["classes"]),
-            f"{sizes['file_bytes']:,}",
-            f"{sizes['head_bytes']:,}",
-            f"{sizes['bytes_per_resolution_without_head']:,}",
-            ", ".join(sizes["resolutions"]),
-        ]
-        for name, sizes in report["tasks"].items()
-    ]
-    return [
-        make_table("Files", ["file", "bytes"], files),
-        make_table(
-            "Base files, bytes",
-            ["format", "file", "shared", "private", "duplicated", "app ships", "whole models"],
-            shared,
-        ),
-        make_table(
-            "App ships, bytes",
-            ["format", "base", "slot table", "coding table", "manifest", "patches", "all"],
-            ships,
-        ),
-        make_table(
-            "Patches, bytes",
-            ["task", "classes", "file", "head", "per resolution", "resolutions"],
-            tasks,
-        ),
-        *cascade_tables({name: sizes["cascade"] for name, sizes in report["tasks"].items()}),
-    ]
-
-
-def cascade_tables(cascades: Mapping[str, Mapping[str, Any] | None]) -> list[Table]:
-    """One row a task whose patch carries a cascade; no table where none does."""
-    rows = []
-    for task, one in cascades.items():
-        if one is None:
-            continue
-        shown = one["certificate"]
-        promise = (
-            f"at most {100 * shown['tolerance']:g} points below {shown['reference']} px, "
-            f"{100 * shown['confidence']:g} % confidence, {shown['images']:,} images"
-        )
-        stages = " > ".join(str(stage["resolution"]) for stage in one["rule"]["stages"])
-        state = "certified" if shown["certified"] else "NOT CERTIFIED"
-        rows.append([task, stages, one["rule"]["score"], state, promise])
-    columns = ["task", "px", "score", "", "promise"]
-    return [make_table("Cascades", columns, rows, text=(0, 1, 2, 3, 4))] if rows else []
 
 
 def verify_table(report: VerifyReport) -> Table:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from patchdeploy.bundle import Bundle
 from patchdeploy.bundle.held import hold_bundle
 from patchdeploy.cascade import Cascade
+from patchdeploy.coding.table import CodingTable
 from patchdeploy.data import Preprocessing, image_pixels
 from patchdeploy.errors import ConfigError, DataError, UnknownResolutionError
 from patchdeploy.runtime.backend import Backend
@@ -39,6 +40,7 @@ from patchdeploy.runtime.images import (
 from patchdeploy.runtime.loaded_tasks import LoadedTasks
 from patchdeploy.runtime.prediction import Prediction, softmax
 from patchdeploy.runtime.versions import TaskVersion, nearest_resolution
+from patchdeploy.slots import PatchValues
 from patchdeploy.store import Store
 
 BATCH = 32
@@ -264,6 +266,17 @@ class Engine:
             RuntimeBackendError: the runtime failed.
         """
         return self._run(images, *self._choose(task, resolution))
+
+    def patch_values(
+        self, task: str | None = None, resolution: int | None = None
+    ) -> tuple[PatchValues, CodingTable]:
+        """The slot values that ``task`` runs with, read from its patch file, and their table.
+
+        Raises:
+            UnknownTaskError, UnknownResolutionError: it was not exported.
+        """
+        version, px = self._choose(task, resolution)
+        return version.read(px), self.bundle.coding_table
 
     def _run(self, images: Pixels, version: TaskVersion, resolution: int) -> NDArray[np.float32]:
         check_batch(images, resolution)

@@ -6,7 +6,6 @@ In: a bundle and images for each task. Out: rows (name, subject, passed, detail,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from patchdeploy.bundle import Bundle
 from patchdeploy.bundle.reader import REFERENCE
 from patchdeploy.data import ImageDataset, load_any_folder
 from patchdeploy.errors import MissingExtraError, PatchdeployError
-from patchdeploy.quantize.arithmetic import Arithmetic
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.choose import RUNTIME_FORMATS
 from patchdeploy.runtime.ort import load_onnxruntime
 from patchdeploy.verify.bare import check_bare
+from patchdeploy.verify.cascade import check_cascade
 from patchdeploy.verify.float import (
     NAME,
     FloatNetwork,
@@ -31,12 +30,12 @@ from patchdeploy.verify.float import (
     compare_with_record,
     read_record,
 )
+from patchdeploy.verify.task_run import TaskRun
 
 TaskImages = Mapping[str, ImageDataset] | ImageDataset | str | Path | None
 Row = tuple[str, str, bool | None, str, dict[str, Any]]
 Scores = NDArray[np.float32]
 
-ARITHMETIC: dict[str, Arithmetic] = {"litert": "xnnpack", "onnxruntime": "mlas"}
 SYNTHETIC = "synthetic"
 _SYNTHETIC_COUNT = 8
 BATCH = 32
@@ -100,13 +99,14 @@ def check_images(
         with engine:
             for task in bundle.tasks:
                 dataset = datasets(task, bundle.manifest.resolutions[-1])
-                run = _Run(engine, runtime, task, dataset.subset(_spread(len(dataset), limit)))
+                run = TaskRun(engine, runtime, task, dataset.subset(_spread(len(dataset), limit)))
                 for px in bundle.task(task).resolutions:
                     yield from _check_resolution(run, px, base, reference_limit, tolerance_lsb)
                 yield from _check_float(run, networks.get(task))
+                yield from check_cascade(run, base, reference_limit)
 
 
-def _check_float(run: _Run, network: FloatNetwork | None) -> Iterator[Row]:
+def _check_float(run: TaskRun, network: FloatNetwork | None) -> Iterator[Row]:
     """int8 against float: the scores kept at export, and the network itself where it is given."""
     task, suffix = run.task, f" {run.runtime}"
     try:
@@ -127,26 +127,8 @@ def _check_float(run: _Run, network: FloatNetwork | None) -> Iterator[Row]:
         yield (NAME, task + suffix, False, str(error), {})
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One task on one runtime, with the images that it is shown."""
-
-    engine: Engine
-    runtime: str
-    task: str
-    dataset: ImageDataset
-
-    @property
-    def bundle(self) -> Bundle:
-        return self.engine.bundle
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.engine.classes(self.task)
-
-
 def _check_resolution(
-    run: _Run, px: int, base: QuantizedBase | None, reference_limit: int, tolerance_lsb: int
+    run: TaskRun, px: int, base: QuantizedBase | None, reference_limit: int, tolerance_lsb: int
 ) -> Iterator[Row]:
     subject = f"{run.task} {px} px {run.runtime}"
     pixels = run.dataset.at(px, run.engine.preprocessing)
@@ -168,7 +150,7 @@ def _check_resolution(
 
 
 def _compare(
-    run: _Run,
+    run: TaskRun,
     base: QuantizedBase,
     px: int,
     subject: str,
@@ -179,7 +161,7 @@ def _compare(
     """The head's output in steps of its scale (LSB), and the best class."""
     values = run.bundle.patch(run.task, px).values[px]
     variant = unflatten_variant(base, values, run.task, px)
-    found = run_integer(base, variant, pixels, ARITHMETIC[run.runtime])
+    found = run_integer(base, variant, pixels, run.arithmetic)
     reference = found.logits[:, : len(run.classes)]
     scale = float(values.activation_scale[run.bundle.manifest.layout.head_output])
     largest = int(np.rint(np.abs(scores - reference) / scale).max(initial=0))
@@ -195,7 +177,7 @@ def _compare(
 
 
 def _check_per_run(
-    run: _Run, px: int, subject: str, pixels: NDArray[np.uint8], scores: Scores
+    run: TaskRun, px: int, subject: str, pixels: NDArray[np.uint8], scores: Scores
 ) -> Row:
     with Engine.open(run.bundle, "onnxruntime", mode="per_run") as engine:
         same = np.array_equal(engine.logits(pixels, run.task, px), scores)
@@ -208,7 +190,7 @@ def task_labels(dataset: ImageDataset, classes: Sequence[str]) -> NDArray[np.int
 
 
 def _accuracy(
-    run: _Run,
+    run: TaskRun,
     px: int,
     subject: str,
     pixels: NDArray[np.uint8],
@@ -229,7 +211,7 @@ def _accuracy(
 
 
 def _float_top1(
-    run: _Run, px: int, pixels: NDArray[np.uint8], labels: NDArray[np.int64]
+    run: TaskRun, px: int, pixels: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> tuple[float | None, str]:
     """Top-1 of the task's float32 file in ONNX Runtime, or why there is none."""
     path = run.bundle.task(run.task).float_files.get(str(px))
