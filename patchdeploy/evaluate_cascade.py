@@ -226,6 +226,7 @@ def recertify_cascade(
     reference = scores.codes[certificate.reference].argmax(axis=1)
     losses = in_any_order((said[stage, np.arange(len(stage))] != reference).astype(np.int64))
     p_value = betting_p_value(losses, tolerance, 1 - confidence)
+    otherwise = float(losses.mean())
     return Agreement(
         task=task,
         runtime=runtime,
@@ -233,10 +234,10 @@ def recertify_cascade(
         cascade=cascade,
         tolerance=tolerance,
         confidence=confidence,
-        disagreeing=float(losses.mean()),
+        disagreeing=otherwise,
         p_value=p_value,
         shown=p_value <= 1 - confidence,
-        smallest_tolerance=smallest_tolerance(losses, confidence),
+        smallest_tolerance=min(1.0, otherwise + smallest_tolerance(losses, confidence)),
         answered=tuple(float(np.mean(stage == k)) for k in range(len(cascade.rule.stages))),
     )
 

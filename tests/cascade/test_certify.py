@@ -8,6 +8,7 @@ import pytest
 from patchdeploy.cascade.certify import (
     betting_p_value,
     certify_path,
+    contradicts,
     paired_interval,
     smallest_tolerance,
 )
@@ -66,6 +67,16 @@ def test_no_loss_at_all_is_certified_from_some_number_of_images_on():
     assert betting_p_value(same, 0.01, 0.05) <= 0.05
     assert betting_p_value(same[:20], 0.01, 0.05) > 0.05
     assert betting_p_value(same[:0], 0.01, 0.05) == 1.0
+
+
+def test_a_cascade_that_keeps_its_promise_is_accused_in_at_most_a_twentieth_and_a_bad_one_found():
+    rng = np.random.default_rng(5)
+    kept = [contradicts(draw(rng, 1000, 0.05, 0.01), 0.01, 0.95) for _ in range(400)]
+    # 400 trials at 5 %: mean 20, and 20 + 3 sqrt(19) = 33 is passed once in a thousand.
+    assert sum(kept) <= 33
+    broken = [contradicts(draw(rng, 1000, 0.06, 0.05), 0.01, 0.95) for _ in range(50)]
+    assert all(broken)
+    assert not contradicts(np.zeros(1000, np.int64), 0.01, 0.95)
 
 
 def test_the_p_value_grows_with_losses_and_stays_one_where_all_are_lost():

@@ -6,11 +6,14 @@ import shutil
 import numpy as np
 import pytest
 from bundle_cases import KEY, LABELS, make_bundle, reference_logits, snapshot
+from cascade_cases import with_cascade
 from graph_cases import random_images
 from PIL import Image
 from typer.testing import CliRunner
 
 from patchdeploy.bundle import open_bundle
+from patchdeploy.cascade import CascadeRule, Stage
+from patchdeploy.cascade.rule import MAX_THRESHOLD
 from patchdeploy.cli.app import app
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import CertificationError, ConfigError
@@ -111,3 +114,50 @@ def test_options_that_do_not_go_together_are_refused_before_the_work(place, opti
     done = call(place, *options, code=2)
     assert isinstance(done.exception, ConfigError)
     assert message in str(done.exception)
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [*map(str, words)])
+
+
+def test_a_cascade_is_evaluated_timed_and_tested_without_labels(place):
+    call(place, "--key", str(place / "key.pem"), "--tolerance", "60")
+    bundle, images = place / "bundle", place / "images"
+    found = invoke("evaluate", bundle, images, "--task", "first", "--cascade", "--json")
+    assert found.exit_code == 0, found.output
+    rows = json.loads(found.stdout)["rows"]
+    assert [one["name"] for one in rows] == ["cascade", "16 px", "24 px"]
+    table = invoke("evaluate", bundle, images, "--task", "first", "--cascade", "--limit", "30")
+    assert "at most 60 points below 24 px at 90 % confidence" in " ".join(table.stdout.split())
+    timed = invoke(
+        *("bench", bundle, "--cascade", "first", "--images", images, "--rounds", "20"),
+        *("--threads", "1", "--runtimes", "litert"),
+    )
+    assert timed.exit_code == 0, timed.output
+    assert "ms from a decoded image, 20 images" in " ".join(timed.stdout.split())
+    words = ("recertify", bundle, "--task", "first", "--images", images)
+    refused = invoke(*words, "--tolerance", "0.1")
+    assert refused.exit_code == 1
+    assert "NOT SHOWN" in refused.stdout
+    never = CascadeRule("margin", (Stage(16, MAX_THRESHOLD, 0), Stage(24, 0, 0)))
+    with_cascade(open_bundle(bundle), "first", never, 3)
+    loose = ("--tolerance", "10", "--confidence", "0.9")
+    shown = invoke(*words, *loose)
+    assert shown.exit_code == 0, shown.output
+    flat = place / "flat"
+    flat.mkdir()
+    for k, path in enumerate(sorted(images.rglob("*.png"))):
+        shutil.copy(path, flat / f"{k}.png")  # no class folders
+    other = invoke("recertify", bundle, "--task", "first", "--images", flat, *loose, "--json")
+    agreement = json.loads(other.stdout)
+    assert agreement["images"] == COUNT + len(LABELS)
+    assert (agreement["disagreeing"], agreement["shown"]) == (0, True)
+
+
+def test_a_cascade_is_not_timed_without_images_or_evaluated_where_there_is_none(place):
+    done = invoke("bench", place / "bundle", "--cascade", "first")
+    assert isinstance(done.exception, ConfigError)
+    assert "--cascade first, --images not given" in str(done.exception)
+    done = invoke("evaluate", place / "bundle", place / "images", "--task", "second", "--cascade")
+    assert isinstance(done.exception, ConfigError)
+    assert "has no cascade" in str(done.exception)
