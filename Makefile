@@ -3,6 +3,7 @@
 # make faults every fault row of docs/faults.md at full length (long), then that page
 # make coverage  branches of the patch file's and the store's code that tests reach; 100 % is demanded
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
+# make android  the Kotlin library: compiled, tested, compared with Python (JDK 17 and Maven)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks (patch_bytes.py --quick: in full it trains twelve patches)
 # make paper  the paper's tables and figures in small (about two hours on two cores), then docs/paper.md
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 TFLITE_RUNTIME := .envs/tflite-runtime
 
-.PHONY: demo test lint coverage faults fuzz peers bench paper paper-quick clean
+.PHONY: demo test lint coverage faults fuzz android peers bench paper paper-quick clean
 
 demo: $(VENV)/.all
 	$(BIN)/patchdeploy demo --out out/demo
@@ -42,6 +43,13 @@ coverage: $(VENV)/.dev
 	$(BIN)/coverage run --branch --data-file=out/coverage --include='$(COVERED)' \
 	  -m pytest -q tests/coding tests/patchfile tests/store
 	$(BIN)/coverage report --data-file=out/coverage --show-missing --fail-under=100
+
+# Surefire's lines alone of what Maven says: how many tests ran.
+MAVEN_LOG := -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
+  -Dorg.slf4j.simpleLogger.log.org.apache.maven.plugin.surefire=info
+android: $(VENV)/.dev
+	cd android_demo && MAVEN_OPTS='$(MAVEN_LOG)' mvn -B -ntp verify
+	$(BIN)/python tests/android/compare.py
 
 peers: $(VENV)/.dev
 	benchmarks/peers/make_environment.sh litert-torch

@@ -1,0 +1,326 @@
+"""Whether Kotlin says what Python says: patches, models, cascades, images and slot tables.
+
+In: the jar that `make android` builds. Out: what was compared, and the closing line "N passed, N
+failed"; exit status 1 where they differ. Every difference is printed with the seed that makes it.
+
+    python tests/android/compare.py [--patches 1000] [--others 300] [--seed 1] [--bundle FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]
+
+import case_folders  # noqa: E402, F401  (adds the folders of the cases)
+import numpy as np  # noqa: E402
+from bundle_cases import make_bundle  # noqa: E402
+from graph_cases import GRAPH_CASES  # noqa: E402
+from jvm import Patchkit  # noqa: E402
+from patch_cases import PatchCase, Rng, random_cases  # noqa: E402
+
+from patchdeploy.bundle import Bundle, open_bundle  # noqa: E402
+from patchdeploy.cascade import SCORE_KINDS, Cascade, CascadeRule, Stage, confidence  # noqa: E402
+from patchdeploy.cascade.rule import route  # noqa: E402
+from patchdeploy.data import Preprocessing, image_pixels, resize_image  # noqa: E402
+from patchdeploy.errors import PatchRefusedError, SlotTableError  # noqa: E402
+from patchdeploy.patchfile import Policy  # noqa: E402
+from patchdeploy.patchfile.golden import enlarge  # noqa: E402
+from patchdeploy.patchfile.pack import open_patch  # noqa: E402
+from patchdeploy.slots import PatchValues, SlotTable  # noqa: E402
+
+FIELDS = ("weight_scale", "bias", "activation_scale", "activation_zero_point", "weights")
+
+
+class Comparison:
+    """Counts what was equal, and prints what was not."""
+
+    def __init__(self) -> None:
+        self.passed: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    def check(self, kind: str, case: str, expected: Any, found: Any) -> None:
+        """One comparison of plain JSON values."""
+        if expected == found:
+            self.passed[kind] += 1
+            return
+        self.failed[kind] += 1
+        if self.failed[kind] <= 5:
+            say(f"{kind}, {case}: Python {str(expected)[:600]}, Kotlin {str(found)[:600]}")
+
+
+def main(arguments: list[str]) -> int:
+    """Compare all; the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--patches", type=int, default=1000)
+    parser.add_argument("--others", type=int, default=300, help="scores, images, slot tables")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bundle", type=Path, help="a bundle whose models are compared, too")
+    options = parser.parse_args(arguments)
+    comparison = Comparison()
+    with Patchkit() as kotlin, tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        codes = compare_patches(comparison, kotlin, folder, options.patches, options.seed)
+        compare_bundles(comparison, kotlin, folder, options.bundle)
+        compare_scores(comparison, kotlin, options.others, options.seed)
+        compare_images(comparison, kotlin, options.others, options.seed)
+        compare_tables(comparison, kotlin, folder, options.others, options.seed)
+    say(f"codes of the patches: {', '.join(f'{code} {n}' for code, n in codes.most_common())}")
+    for kind, count in comparison.passed.items():
+        say(f"{kind}: {count} equal, {comparison.failed[kind]} not")
+    say(f"{comparison.passed.total()} passed, {comparison.failed.total()} failed")
+    return 1 if comparison.failed else 0
+
+
+def say(line: str) -> None:
+    """A line of the report."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+# -- patches ---------------------------------------------------------------------------------------
+
+
+def compare_patches(
+    comparison: Comparison, kotlin: Patchkit, folder: Path, count: int, seed: int
+) -> Counter[str]:
+    """The verdict on each file, and what comes of it; how often each code came."""
+    codes: Counter[str] = Counter()
+    for number, case in enumerate(random_cases(count, seed)):
+        table = folder / case.table.sha256
+        if not table.exists():
+            table.write_bytes(case.table.encoded)
+        expected = verdict(case)
+        codes[expected["code"]] += 1
+        found = kotlin.ask("patch", case.data, table=str(table), policy=policy_fields(case.policy))
+        comparison.check("patches", f"number {number} of seed {seed}", expected, found)
+    return codes
+
+
+def verdict(case: PatchCase) -> dict[str, Any]:
+    """What Python says about a file, in the form of Kotlin's answer."""
+    try:
+        _, patch = open_patch(case.data, case.policy, case.table)
+    except PatchRefusedError as error:
+        return {"code": error.code}
+    golden = patch.golden
+    return {
+        "code": "ok",
+        "labels": list(patch.classes),
+        "values": {str(px): values_hash(one) for px, one in patch.values.items()},
+        "golden": None if golden is None else [len(golden.thumbnails), golden.tolerance_lsb],
+        "cascade": None if patch.cascade is None else cascade_fields(patch.cascade),
+    }
+
+
+def values_hash(values: PatchValues) -> str:
+    """SHA-256 of the text of each array's SHA-256."""
+    arrays = [getattr(values, name) for name in FIELDS]
+    texts = [
+        hashlib.sha256(one.astype(one.dtype.newbyteorder("<")).tobytes()).hexdigest()
+        for one in arrays
+    ]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+
+def cascade_fields(cascade: Cascade) -> dict[str, Any]:
+    """A cascade in the form of Kotlin's answer."""
+    rule, certificate = cascade.rule, cascade.certificate
+    return {
+        "score": rule.score,
+        "stages": [[one.resolution, one.threshold, one.ratio] for one in rule.stages],
+        "reference": certificate.reference,
+        "tolerance_millionths": round(certificate.tolerance * 1e6),
+        "confidence_millionths": round(certificate.confidence * 1e6),
+        "images": certificate.images,
+        "certified": certificate.certified,
+    }
+
+
+def policy_fields(policy: Policy) -> dict[str, Any]:
+    """The demands in the form of the vectors."""
+    trusted = policy.trusted
+    keys = None if trusted is None else [None if k is None else k.hex() for k in trusted.keys]
+    sides = None if policy.resolutions is None else sorted(policy.resolutions)
+    fields = {name: getattr(policy, name) for name in ("allow_unsigned", "runtime", "task")}
+    fields |= {name: getattr(policy, name) for name in ("floor", "now", "engine")}
+    threshold = None if trusted is None else trusted.threshold
+    return {**fields, "trusted": keys, "threshold": threshold, "resolutions": sides}
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def compare_bundles(
+    comparison: Comparison, kotlin: Patchkit, folder: Path, given: Path | None
+) -> None:
+    """The base with each task, resolution and format laid over it: the header's result hash."""
+    for name in GRAPH_CASES:
+        bundle = make_bundle(folder / name, name, signed=True)
+        compare_bundle(comparison, kotlin, bundle)
+    if given is not None:
+        compare_bundle(comparison, kotlin, open_bundle(given))
+
+
+def compare_bundle(comparison: Comparison, kotlin: Patchkit, bundle: Bundle) -> None:
+    """One bundle."""
+    manifest = bundle.manifest
+    policy = policy_fields(Policy(manifest.trusted, allow_unsigned=manifest.trusted is None))
+    for task, entry in manifest.tasks.items():
+        for name, converter in manifest.converters.items():
+            answer = kotlin.ask(
+                "overlay",
+                bundle.read(entry.file),
+                base=str(bundle.path / converter.file),
+                slots=str(bundle.path / converter.slots),
+                table=str(bundle.path / manifest.coding),
+                policy=policy,
+            )
+            signed = bundle.header(task).results[name]
+            for px in entry.resolutions:
+                case = f"{bundle.path.name}, {task} at {px} px, {name}"
+                found = answer.get("found", {}).get(str(px), answer)
+                comparison.check("models", case, signed[px], found)
+
+
+# -- cascades --------------------------------------------------------------------------------------
+
+
+def compare_scores(comparison: Comparison, kotlin: Patchkit, count: int, seed: int) -> None:
+    """Confidences of random codes, and the stages that answer."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        kind = SCORE_KINDS[number % len(SCORE_KINDS)]
+        classes = int(rng.choice([2, 3, 10, 1000, 65_536], p=[0.2, 0.2, 0.4, 0.19, 0.01]))
+        codes = random_codes(rng, 20 if classes <= 1000 else 2, classes)
+        ratio = int(rng.choice([1, 2**32 - 1, int(2 ** rng.uniform(0, 32)), int(3.9e9)]))
+        fields = {"kind": kind, "classes": classes}
+        answer = kotlin.ask("confidence", codes.tobytes(), ratio=ratio, **fields)
+        expected = confidence(kind, codes, ratio)
+        comparison.check("confidences", f"{number}", expected.tolist(), answer.get("confidence"))
+        compare_route(comparison, kotlin, rng, fields, ratio, [codes, rng.permutation(codes)])
+
+
+def compare_route(
+    comparison: Comparison,
+    kotlin: Patchkit,
+    rng: Rng,
+    fields: dict[str, Any],
+    ratio: int,
+    codes: list[Any],
+) -> None:
+    """The stage that answers each image, where two may be sure before the last."""
+    kind = fields["kind"]
+    by_side = dict(zip((16, 24), codes, strict=True))
+    ratio = 0 if kind == "margin" else ratio
+    sure = {px: confidence(kind, one, max(ratio, 1)) for px, one in by_side.items()}
+    stages = [Stage(px, int(rng.choice(sure[px])), ratio) for px in by_side]
+    rule = CascadeRule(kind, (*stages, Stage(64, 0, 0)))
+    rows = [[one.resolution, one.threshold, one.ratio] for one in rule.stages]
+    answer = kotlin.ask("route", b"".join(one.tobytes() for one in codes), stages=rows, **fields)
+    comparison.check("decisions", str(rows), route(rule, sure).tolist(), answer.get("stages"))
+
+
+def random_codes(rng: Rng, images: int, classes: int) -> Any:
+    """int8 [images, classes]: all of one value, ends, peaks, noise."""
+    spread = rng.choice([0, 1, 10, 60, 300], images)[:, None]
+    noise = rng.normal(rng.uniform(-128, 127, images)[:, None], spread, (images, classes))
+    return np.clip(np.rint(noise), -128, 127).astype(np.int8)
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def compare_images(comparison: Comparison, kotlin: Patchkit, count: int, seed: int) -> None:
+    """Network inputs from pictures of many sizes and forms; enlarged thumbnails."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        image, px, preprocessing = random_picture(rng)
+        height, width = image.shape[:2]
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        fields = {"width": width, "height": height, "channels": channels, "px": px}
+        fields["resize"] = preprocessing.resize
+        fields["crop_fraction"] = repr(preprocessing.crop_fraction)
+        answer = kotlin.ask("resize", image.tobytes(), **fields)
+        expected = resize_image(image_pixels(image), px, preprocessing)
+        digest = hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
+        comparison.check("images", f"{number} of seed {seed}: {fields}", digest, answer["sha256"])
+        thumbnail = rng.integers(0, 256, (1, 8, 8, 3), np.uint8)
+        answer = kotlin.ask("enlarge", thumbnail.tobytes(), px=px)
+        digest = hashlib.sha256(enlarge(thumbnail, px)).hexdigest()
+        comparison.check("thumbnails", f"{px} px", digest, answer["sha256"])
+
+
+def random_picture(rng: Rng) -> tuple[Any, int, Preprocessing]:
+    """Grey, RGB or RGBA of any shape, thin ones too; a side; squash or crop."""
+    height, width = (int(np.exp(rng.uniform(0, 6))) for _ in range(2))
+    if rng.random() < 0.1:
+        height, width = [(1, 500), (700, 2), (64, 64), (1, 1)][rng.integers(4)]
+    shape = [(height, width), (height, width, 3), (height, width, 4)][rng.integers(3)]
+    image = rng.integers(0, 256, shape, np.uint8)
+    if rng.random() < 0.3:
+        image[...] = np.where(image > 127, 255, 0)
+    resize = "crop" if rng.random() < 0.5 else "squash"
+    fraction = float(rng.choice([1.0, 0.875, 0.5, 0.1, rng.uniform(0.1, 1)]))
+    px = int(rng.choice([1, 2, 16, 24, 63, 64, 97, 224]))
+    return image, px, replace(Preprocessing(), resize=resize, crop_fraction=fraction)  # type: ignore[arg-type]
+
+
+# -- slot tables -----------------------------------------------------------------------------------
+
+
+def compare_tables(
+    comparison: Comparison, kotlin: Patchkit, folder: Path, count: int, seed: int
+) -> None:
+    """Whether a mutated slot table is taken."""
+    rng = np.random.default_rng(seed)
+    bundle = open_bundle(folder / "conv_stack")
+    texts = [bundle.read(one.slots) for one in bundle.manifest.converters.values()]
+    for number in range(count):
+        data = mutated_table(rng, json.loads(texts[number % len(texts)]))
+        try:
+            SlotTable.from_json(data)
+            expected = "ok"
+        except SlotTableError:
+            expected = "SlotTableException"
+        found = kotlin.ask("slots", data)["code"]
+        comparison.check("slot tables", f"{number} of seed {seed}", expected, found)
+
+
+ODD_VALUES = (
+    *(None, True, 0, 1, -1, 4, 16, 24, 2**31 - 1, 2**31, 2**53, 1.0, "", "f32", "u8", "i64", []),
+    *([1, 1, 1, 1], [0, 2, 3, 4], {}, "weight", "bias", "bias_scale", "ohwi", "x" * 5000),
+)
+
+
+def mutated_table(rng: Rng, document: dict[str, Any]) -> bytes:
+    """One value of a table, a slot or a view replaced, taken away or doubled."""
+    kind = int(rng.integers(5))
+    odd = ODD_VALUES[rng.integers(len(ODD_VALUES))]
+    slots = document["slots"]
+    if kind == 0:
+        document[rng.choice([*document, "other"])] = odd
+    elif kind == 1:
+        slots[rng.integers(len(slots))][rng.integers(11)] = odd
+    elif kind == 2:
+        place = rng.integers(len(slots))
+        slots[place : place + 1] = [slots[place]] * int(rng.integers(3))
+    elif kind == 3 and document["views"]:
+        view = document["views"][rng.choice([*document["views"]])]
+        view[rng.integers(len(view))][rng.integers(2)] = odd
+    else:
+        slots[rng.integers(len(slots))][3] += int(rng.integers(-8, 9))
+    return json.dumps(document).encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,60 @@
+"""patchkit in one JVM: questions in, answers out.
+
+In: the jar that `make android` builds. Out: what Kotlin says to each question, a line of JSON and
+bytes; android_demo/patchkit-cli/src/main/kotlin/Answer.kt has the questions.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parents[2]
+JAR = ROOT / "android_demo" / "patchkit-cli" / "target" / "patchkit-cli.jar"
+
+
+class Patchkit:
+    """A running JVM, to be used in a ``with`` statement."""
+
+    def __init__(self, jar: Path = JAR) -> None:
+        command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-jar"]
+        self._process = subprocess.Popen(
+            [*command, str(jar), "answer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a warning for each unsigned file
+        )
+
+    def ask(self, what: str, data: bytes = b"", **fields: Any) -> dict[str, Any]:
+        """The answer to one question about ``data``.
+
+        Raises:
+            RuntimeError: the JVM ended instead.
+        """
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        question = {"ask": what, "bytes": len(data), **fields}
+        process.stdin.write(json.dumps(question).encode() + b"\n" + data)
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the JVM ended with {process.wait()} on {str(question)[:500]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
