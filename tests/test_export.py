@@ -209,7 +209,7 @@ def test_what_can_be_known_first_is_refused_before_anything_is_written(base, ima
 
 
 def test_calibration_images_of_one_colour_leave_no_bundle(base, images, tmp_path):
-    flat = replace(images, images=np.full_like(images.images, 77), _resized={})
+    flat = replace(images, images=np.full_like(images.images, 77))
     with pytest.raises(ThinCalibrationError, match="hold 0 different pictures"):
         export_bundle(tmp_path / "b", base, [perturbed(base, "t", 1)], {"t": flat}, unsigned=True)
     assert not (tmp_path / "b").exists()
@@ -474,8 +474,8 @@ def test_coding_is_judged_by_labels_matched_by_name_or_by_the_networks_own_answe
 ):
     """Datasets name the same classes in another order, other classes, or none."""
     patch = perturbed(base, "task", 1, classes=10)
-    turned = replace(images, classes=images.classes[::-1], labels=9 - images.labels, _resized={})
-    nameless = replace(images, classes=("",), labels=0 * images.labels, _resized={})
+    turned = replace(images, classes=images.classes[::-1], labels=9 - images.labels)
+    nameless = replace(images, classes=("",), labels=0 * images.labels)
     judged = []
 
     def stop(values, labels, table, score, *more, **others):

@@ -11,11 +11,13 @@ then each dimension as a big-endian uint32; then the values, row by row.
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ from patchdeploy.errors import ConfigError, DataError, FileFormatError
 
 PREFIXES = {"train": "train", "test": "t10k"}
 UINT8 = 8
+MOST_VALUES = 1 << 31
+"""Of a file; EMNIST by class, the largest of its kind, has 2^29. A gzip of 2 MB can say 2^31."""
 
 
 def load_idx(
@@ -61,29 +65,37 @@ def load_idx(
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """One idx file of uint8 with ``dimensions`` dimensions, plain or gzip.
 
+    What is read is what the header says, never what an archive inflates to.
+
     Raises:
-        FileFormatError: another type or shape, or fewer or more bytes than its header says.
+        FileFormatError: another type or shape, more than MOST_VALUES, or fewer or more bytes than
+            its header says.
     """
-    data = _read_bytes(path)
     header_bytes = 4 + 4 * dimensions
     wanted = bytes((0, 0, UINT8, dimensions))
-    if data[:4] != wanted or len(data) < header_bytes:
+    with _opened(path) as file:
+        header = file.read(header_bytes)
+        if header[:4] != wanted or len(header) < header_bytes:
+            raise FileFormatError(
+                f"{path} begins with {header[:4].hex(' ') or 'nothing'}; an idx file of uint8 with "
+                f"{dimensions} dimensions begins with {wanted.hex(' ')} and has {header_bytes} "
+                "bytes of header; copy the right file again"
+            )
+        shape = struct.unpack(f">{dimensions}I", header[4:])
+        expected = math.prod(shape)
+        if expected > MOST_VALUES:
+            raise FileFormatError(
+                f"{path} says that it holds {list(shape)}, which is {expected} values; at most "
+                f"{MOST_VALUES} are read; split it, or copy the right file again"
+            )
+        data = file.read(expected + 1)  # where it ends there, gzip checks its sum
+    if len(data) != expected:
+        found = str(len(data)) if len(data) < expected else f"more than {expected}"
         raise FileFormatError(
-            f"{path} begins with {data[:4].hex(' ') or 'nothing'}; an idx file of uint8 with "
-            f"{dimensions} dimensions begins with {wanted.hex(' ')} and has {header_bytes} bytes "
-            "of header; copy the right file again"
+            f"{path} holds {found} values; its header says {list(shape)}, which is {expected}; "
+            "copy it again"
         )
-    shape = struct.unpack(f">{dimensions}I", data[4:header_bytes])
-    values = np.frombuffer(data, np.uint8, offset=header_bytes)
-    expected = 1
-    for side in shape:
-        expected *= side
-    if len(values) != expected:
-        raise FileFormatError(
-            f"{path} holds {len(values)} values; its header says {list(shape)}, which is "
-            f"{expected}; copy it again"
-        )
-    return values.reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _find(folder: Path, stem: str, dimensions: int) -> Path:
@@ -97,10 +109,12 @@ def _find(folder: Path, stem: str, dimensions: int) -> Path:
     )
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """The file's bytes, inflated as they are read: a header says how many are worth it."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise FileFormatError(
             f"cannot read {path}: {error}; it must be a whole idx file, plain or gzip; copy it "

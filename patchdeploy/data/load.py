@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -138,9 +141,8 @@ def _cached(
     if found is not None:
         return found
     remove_leftovers(load.cache)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with open_atomic(path, int(np.prod(shape, dtype=np.int64))) as file:
-        np.lib.format.write_array_header_1_0(file, header)
+        file.write(_array_header(shape))
         for chunk in _resized_chunks(images, size_px, preprocessing, load):
             file.write(chunk.data)
     written = _open_array(path, shape)
@@ -148,13 +150,28 @@ def _cached(
     return written
 
 
+def _array_header(shape: tuple[int, ...]) -> bytes:
+    """What a .npy file of uint8 begins with (numpy.lib.format, version 1.0)."""
+    file = BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
+
+
 def _open_array(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """The array in ``path``, mapped read-only; None where it is missing, damaged or another."""
+    """The array in ``path``, mapped read-only; None where it is missing, damaged or another.
+
+    Its header is compared, not read: NumPy evaluates it as Python, and fails in as many ways.
+    """
+    header = _array_header(shape)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file:
+            whole = os.fstat(file.fileno()).st_size == len(header) + math.prod(shape)
+            if not whole or file.read(len(header)) != header:
+                return None
+        return np.memmap(path, np.uint8, "r", len(header), shape)
+    except (OSError, ValueError):
         return None
-    return array if (array.shape, array.dtype) == (shape, np.uint8) else None
 
 
 def _file_stem(name: str) -> str:

@@ -68,9 +68,9 @@ class ImageDataset:
     load: LoadConfig = field(default_factory=LoadConfig)
     skipped: Skipped = Skipped()
     _resized: dict[tuple[int, Preprocessing], Pixels] = field(
-        default_factory=dict, repr=False, compare=False
+        init=False, default_factory=dict, repr=False, compare=False
     )
-
+    """Of these images alone: no argument, so that a copy with other images has none."""
     _positions: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class ImageDataset:
         images = select_images(self.images, chosen)
         positions = None if self._positions is None else self._positions[chosen]
         labels = self.labels[chosen]
-        return replace(self, images=images, labels=labels, _resized={}, _positions=positions)
+        return replace(self, images=images, labels=labels, _positions=positions)
 
     def position(self, index: int) -> int:
         """Where the image stood in the set that was split; ``index`` where none was."""

@@ -1,12 +1,12 @@
 """What a run's file says and its method would not do, and numbers out of range.
 
 In: a `RunConfig`, and what was written. Out: nothing, or a ConfigError with file, table, key, value
-and the way out. Which method reads which key of [training] is `preparation.READERS`' matter.
+and the way out. Which method reads which key of [training]: `FILE_READERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from patchdeploy.errors import ConfigError
@@ -16,13 +16,19 @@ from patchdeploy.training.run_toml import write_value
 if TYPE_CHECKING:
     from patchdeploy.training.run_config import RunConfig
 
+FILE_READERS: Mapping[str, Collection[str]] = {
+    **READERS,
+    "check_export": ("transfer", "tasks", "resolutions", "many", "int8_retune"),
+}
+"""By key of [training], the methods that read it. A function may get settings that it shares with
+others; a file is of one method, and a baseline makes no patch that could be exported."""
 DIVIDED = ("tasks", "many")
 """Methods whose ranks are divided among tasks; in the others each takes a part of every batch."""
 
 
 def not_read(method: str) -> tuple[str, ...]:
     """Keys of [training] that ``method`` never reads."""
-    return tuple(key for key, methods in READERS.items() if method not in methods)
+    return tuple(key for key, methods in FILE_READERS.items() if method not in methods)
 
 
 def check_read(config: RunConfig, written: Mapping[str, Any], where: str) -> None:
@@ -37,7 +43,7 @@ def check_read(config: RunConfig, written: Mapping[str, Any], where: str) -> Non
         if key in written:
             raise ConfigError(
                 f"{where}: {key} = {write_value(written[key])}; method {config.method!r} does not "
-                f"read it, only {', '.join(READERS[key])}; remove it"
+                f"read it, only {', '.join(FILE_READERS[key])}; remove it"
             )
     if config.method == "int8_retune" and not config.training.through_int8:
         raise ConfigError(

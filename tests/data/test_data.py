@@ -1,6 +1,7 @@
 """Images in, uint8 RGB out; class folders, splits and the packaged sets."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,16 @@ def test_a_folder_per_class_is_read_lazily_in_sorted_order(tmp_path: Path) -> No
     (root / "pear" / "1.png").write_bytes(b"broken")
     with pytest.raises(UnreadableImageError, match=re.escape(str(root / "pear" / "1.png"))):
         load_image_folder(root).at(16, Preprocessing())
+
+
+def test_a_copy_with_other_images_is_resized_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8) for _ in range(2))
+    dataset = ImageDataset("set", one, np.array([0, 1]), ("a", "b"))
+    np.testing.assert_array_equal(dataset.at(8, Preprocessing()), one)
+    changed = replace(dataset, images=other)
+    np.testing.assert_array_equal(changed.at(8, Preprocessing()), other)
+    np.testing.assert_array_equal(dataset.at(8, Preprocessing()), one)
 
 
 def test_names_that_begin_with_a_dot_and_other_files_are_passed_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +111,13 @@ WHOLE = idx_bytes(GREY)
         ),
         (
             WHOLE + b"x",
-            "holds 61 values; its header says [5, 4, 3], which is 60; copy it again",
+            "holds more than 60 values; its header says [5, 4, 3], which is 60; copy it again",
         ),
         (
             bytes((0, 0, 8, 3)) + b"\xff" * 12,  # a size that no memory holds
-            "holds 0 values; its header says [4294967295, 4294967295, 4294967295], which is "
-            f"{(2**32 - 1) ** 3}; copy it again",
+            "says that it holds [4294967295, 4294967295, 4294967295], which is "
+            f"{(2**32 - 1) ** 3} values; at most 2147483648 are read; split it, or copy the right "
+            "file again",
         ),
     ],
 )
@@ -138,6 +140,30 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, kept: float) -> None:
         load_idx(tmp_path, "train")
     assert str(caught.value).startswith(f"cannot read {path}: Compressed file ended")
     assert str(caught.value).endswith("; it must be a whole idx file, plain or gzip; copy it again")
+
+
+def test_an_archive_is_not_inflated_beyond_what_its_header_says(tmp_path: Path) -> None:
+    path = idx_folder(tmp_path, ".gz") / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(WHOLE + bytes(64 << 20), 1))
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(FileFormatError) as caught:
+        load_idx(tmp_path, "train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert str(caught.value) == (
+        f"{path} holds more than 60 values; its header says [5, 4, 3], which is 60; copy it again"
+    )
+    assert peak < 4 << 20  # gzip inflates parts of at most 128 kB
+
+
+def test_an_archive_of_the_right_length_with_another_sum_is_refused(tmp_path: Path) -> None:
+    path = idx_folder(tmp_path, ".gz") / "train-images-idx3-ubyte.gz"
+    whole = bytearray(path.read_bytes())
+    whole[-8] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(FileFormatError, match="CRC check failed"):
+        load_idx(tmp_path, "train")
 
 
 def test_labels_of_another_part_do_not_fit(tmp_path: Path) -> None:

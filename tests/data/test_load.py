@@ -98,7 +98,9 @@ def test_pixels_in_memory_are_cached_by_their_content(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "another shape"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "truncated", "longer", "text", "bracket", "npz", "another shape"]
+)
 def test_a_damaged_cache_file_is_written_anew(tmp_path: Path, damage: str) -> None:
     root = noise_folder(tmp_path / "set", {"a": 3, "b": 2})
     load = LoadConfig(cache=tmp_path / "cache")
@@ -107,8 +109,12 @@ def test_a_damaged_cache_file_is_written_anew(tmp_path: Path, damage: str) -> No
     whole = file.read_bytes()
     if damage == "another shape":
         np.save(file, np.zeros((5, 9, 9), np.uint8))
+    elif damage == "npz":
+        with file.open("wb") as packed:
+            np.savez(packed, images=expected)
     else:
-        contents = {"empty": b"", "truncated": whole[:-7], "text": b"hello"}
+        contents = {"empty": b"", "truncated": whole[:-7], "longer": whole + b"x", "text": b"hello"}
+        contents["bracket"] = whole.replace(b"}", b" ", 1)  # NumPy's reader raises TokenError
         file.write_bytes(contents[damage])
     np.testing.assert_array_equal(load_image_folder(root, load).at(9, SQUASH), expected)
     assert file.read_bytes() == whole
@@ -184,7 +190,7 @@ def test_a_memory_mapped_set_is_trained_on_without_being_copied(tmp_path: Path) 
     images = np.stack([noise_image(k, 8, 8) for k in range(300)])
     labels = np.arange(300) % 2
     plain = ImageDataset("x", images, labels, ("a", "b"))
-    mapped = replace(plain, load=LoadConfig(cache=tmp_path), _resized={})
+    mapped = replace(plain, load=LoadConfig(cache=tmp_path))
     index, cpu = torch.tensor([7, 299, 0]), torch.device("cpu")
     batches = []
     for dataset in (plain, mapped):

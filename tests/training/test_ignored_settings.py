@@ -246,6 +246,18 @@ def test_a_file_may_not_name_a_key_that_the_method_never_reads_even_at_its_defau
     )
 
 
+def test_a_file_of_a_baseline_may_not_say_what_is_checked_for_an_export() -> None:
+    for method in METHODS:
+        if method != "baseline":
+            parse(method, {"check_export": False})
+    with pytest.raises(ConfigError) as caught:
+        parse("baseline", {"check_export": False})
+    assert str(caught.value) == (
+        "run.toml, [training]: check_export = false; method 'baseline' does not read it, only "
+        "transfer, tasks, resolutions, many, int8_retune; remove it"
+    )
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
