@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from patchdeploy.bundle import open_bundle
 from patchdeploy.data import load_packaged
+from patchdeploy.patch import Patch
 
 COMMANDS = (
     "demo", "train", "new-config", "export", "add", "replace", "remove", "inspect", "verify", "run",
@@ -102,6 +104,29 @@ def test_verify_passes_on_a_whole_bundle_and_fails_on_one_changed_byte(place, bu
     assert done.returncode == 1
     assert "FAIL" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_verify_compares_with_the_patch_in_float_that_it_is_given(place, tmp_path):
+    options = ("--images", place / "faces", "--limit", "8")
+    folder = place / "patches" / "faces"
+    report = answer("verify", place / "bundle", *options, "--patch", folder, by=call)
+    rows = [one for one in report["checks"] if "against the module with its patch" in one["detail"]]
+    assert {one["detail"].split()[0] for one in rows} == {"ai-edge-litert", "onnxruntime"}
+    assert all(one["passed"] for one in rows)
+    patch = Patch.from_pretrained(folder)
+    variants = {
+        px: {key: -value if key.endswith("weight") else value for key, value in tensors.items()}
+        for px, tensors in patch.variants.items()
+    }
+    replace(patch, variants=variants).save_pretrained(tmp_path / "other")
+    done = call("verify", place / "bundle", *options, "--patch", tmp_path / "other", "--json")
+    assert done.returncode == 1
+    assert "int8 answers otherwise than the float network" in done.stdout
+    refused(
+        here("verify", place / "bundle", *options, "--patch", place / "patches" / "garments"),
+        2,
+        "garments",
+    )
 
 
 @pytest.mark.parametrize("runtime", ["litert", "onnxruntime"])
