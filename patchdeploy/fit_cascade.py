@@ -73,6 +73,7 @@ class CascadeConfig:
         runtime, threads: whose scores, and whose milliseconds.
         seed: of the split.
         uncertified: where nothing can be certified, take what the choosing split says.
+        shares: of the images to choose, to certify and to report on; positive, 1 together.
     """
 
     tolerance: float = 0.01
@@ -84,9 +85,15 @@ class CascadeConfig:
     threads: int = 1
     seed: int = 0
     uncertified: bool = False
+    shares: tuple[float, float, float] = SHARES
 
     def __post_init__(self) -> None:
         check_level(self.tolerance, self.confidence)
+        if min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"shares {self.shares}; each of the three parts of the images must be above 0, and "
+                "they must be 1 together; leave them out for 25, 50 and 25 %"
+            )
         choices = {
             "score": (*SCORE_KINDS, "auto"),
             "cost": ("macs", "ms"),
@@ -187,7 +194,9 @@ def fit_scores(scores: TaskScores, costs: Costs, config: CascadeConfig, task: st
     Raises:
         CertificationError: see `fit_cascade`.
     """
-    choose, certify, report = map(scores.subset, split_images(len(scores.labels), config.seed))
+    choose, certify, report = map(
+        scores.subset, split_images(len(scores.labels), config.seed, config.shares)
+    )
     reference = _reference(choose, costs, config)
     kinds = SCORE_KINDS if config.score == "auto" else (config.score,)
     paths: dict[ScoreKind, list[Thresholds]] = {}
@@ -222,10 +231,12 @@ def fit_scores(scores: TaskScores, costs: Costs, config: CascadeConfig, task: st
     )
 
 
-def split_images(count: int, seed: int) -> tuple[NDArray[np.int64], ...]:
+def split_images(
+    count: int, seed: int, shares: tuple[float, float, float] = SHARES
+) -> tuple[NDArray[np.int64], ...]:
     """Positions of the images to choose, to certify and to report on; each image is in one."""
     order = np.random.default_rng(seed).permutation(count)
-    ends = np.rint(np.cumsum(SHARES) * count).astype(int)
+    ends = np.rint(np.cumsum(shares) * count).astype(int)
     return tuple(np.split(order, ends[:-1]))
 
 

@@ -164,6 +164,8 @@ def test_the_best_resolution_may_be_the_reference():
         ({"score": "loudness"}, "score 'loudness'; it must be one of margin, probability"),
         ({"cost": "watts"}, "cost 'watts'"),
         ({"reference": "smallest"}, "reference 'smallest'"),
+        ({"shares": (0.5, 0.5, 0.0)}, "each of the three parts of the images must be above 0"),
+        ({"shares": (0.5, 0.5, 0.5)}, "they must be 1 together"),
     ],
 )
 def test_a_setting_outside_its_choices_is_refused(change, message):

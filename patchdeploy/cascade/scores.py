@@ -20,6 +20,7 @@ bytes and more a resolution in a patch file; the ratio takes 4.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -65,6 +66,7 @@ def exponential_ratio(output_scale: float) -> int:
     return int(min(max(round(2**RATIO_BITS * math.exp(-output_scale)), 1), MAX_RATIO))
 
 
+@lru_cache(maxsize=64)
 def exponential_table(ratio: int) -> Int64Array:
     """int64 [256]: 2^24 exp(-output_scale * d) for d codes below the best; see the module."""
     assert 1 <= ratio <= MAX_RATIO
@@ -72,7 +74,9 @@ def exponential_table(ratio: int) -> Int64Array:
     for _ in range(_DIFFERENCES):
         entries.append(entry >> _TABLE_SHIFT)
         entry = (entry * ratio) >> RATIO_BITS
-    return np.array(entries, np.int64)
+    table = np.array(entries, np.int64)
+    table.flags.writeable = False  # it is kept
+    return table
 
 
 def confidence(kind: ScoreKind, codes: NDArray[np.int8], ratio: int) -> Int64Array:
@@ -108,27 +112,37 @@ def _entropy(
     ``output_scale log2(e)`` is 32 - log2(ratio). The product stays below 2^63: d e[d] is at most
     e[0] / (output_scale e), so 65,536 classes give under 2^16 * 2^24 * 2^16.
     """
-    bits_per_code = (RATIO_BITS << ENTROPY_BITS) - int(log2_fixed(np.array([ratio]))[0])
-    first = log2_fixed(np.array([exponential_table(ratio)[0]]))[0]
+    bits_per_code = _bits_per_code(ratio)
     spread = bits_per_code * (differences * weights).sum(axis=1) // total
-    entropy: Int64Array = np.clip(log2_fixed(total) - first + spread, 0, MAX_ENTROPY)
+    entropy: Int64Array = np.clip(log2_fixed(total) - _FIRST_LOG2 + spread, 0, MAX_ENTROPY)
     return entropy
 
 
-def log2_fixed(numbers: Int64Array) -> Int64Array:
-    """floor(2^16 log2(n)) but for the last unit, int64 [N] -> int64 [N]; each n from 1 to 2^62.
+@lru_cache(maxsize=64)
+def _bits_per_code(ratio: int) -> int:
+    return (RATIO_BITS << ENTROPY_BITS) - _log2(ratio)
 
-    The mantissa, in [1, 2) with 30 bits behind the point, is squared 16 times; each square that
+
+def log2_fixed(numbers: Int64Array) -> Int64Array:
+    """floor(2^16 log2(n)) but for the last unit, int64 [N] -> int64 [N]; each n from 1 to 2^62."""
+    return np.array([_log2(number) for number in numbers.tolist()], np.int64)
+
+
+def _log2(number: int) -> int:
+    """The mantissa, in [1, 2) with 30 bits behind the point, is squared 16 times; each square that
     reaches 2 gives a one bit and is halved. Squares are truncated to 30 bits.
+
+    Plain integers: an app decides about one image at a time, where arrays cost more than the sums.
     """
-    wide = np.asarray(numbers, np.int64)
-    whole = np.array([int(n).bit_length() - 1 for n in wide.ravel()], np.int64).reshape(wide.shape)
-    mantissa = np.where(whole >= 30, wide >> np.maximum(whole - 30, 0), 0)
-    mantissa = np.where(whole < 30, wide << np.maximum(30 - whole, 0), mantissa)
-    result = whole
+    result = number.bit_length() - 1
+    mantissa = number >> (result - 30) if result >= 30 else number << (30 - result)
     for _ in range(ENTROPY_BITS):
-        square = (mantissa * mantissa) >> 30
-        bit = square >> 31
-        mantissa = square >> bit
+        mantissa = (mantissa * mantissa) >> 30
+        bit = mantissa >> 31
+        mantissa >>= bit
         result = (result << 1) | bit
     return result
+
+
+_FIRST_LOG2 = _log2(2 ** (31 - _TABLE_SHIFT) - 1)
+"""log2(e[0]), in units of 2^-16."""
