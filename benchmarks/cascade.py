@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -79,6 +80,7 @@ _console = Console(stderr=True)
 def main() -> None:
     """Measure the tasks that are asked for, print, draw, save."""
     options = read_options()
+    logging.getLogger("patchdeploy").setLevel(logging.ERROR)  # its bundles are unsigned, and ours
     warn_if_busy()
     plans = QUICK if options.quick else PLANS
     if options.training:

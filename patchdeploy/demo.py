@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from patchdeploy.base import Base
 from patchdeploy.bundle import Bundle, size_report
 from patchdeploy.bundle.manifest import MANIFEST
 from patchdeploy.data import ImageDataset, load_packaged, split
-from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
+from patchdeploy.demo_cascades import fit_cascades
+from patchdeploy.evaluate import bench_bundle, evaluate_task, leftover, sample
 from patchdeploy.export import CodingConfig, Signing, export_bundle
 from patchdeploy.measure import describe_device
 from patchdeploy.patch import Patch, PatchConfig, count_parameters
@@ -33,6 +34,7 @@ from patchdeploy.patched_model import PatchedModel
 from patchdeploy.patchfile.keys import SigningKey, TrustedKeys
 from patchdeploy.report import (
     Accuracy,
+    CascadeResult,
     Latency,
     ReportData,
     Sample,
@@ -145,6 +147,12 @@ def run_demo(out: Path, *, quick: bool = False, seed: int = 0, log: Log) -> Demo
         one.patch.save_pretrained(out / "patches" / task)
     with clock.step("export one int8 base and a patch per task"):
         bundle = _export(out, base, {task: one.patch for task, one in trained.items()}, data)
+    signing = _signing(out / "keys")
+    with clock.step("fit cascades over the resolutions"):
+        unused = {
+            task: leftover(load_packaged(task)[0], config.train_images) for task in config.tasks
+        }
+        bundle, cascades = fit_cascades(bundle, unused, tests, signing)
     with clock.step("verify: hashes, overlay = stand-alone, runtimes = reference"):
         report = verify_bundle(bundle.path, tests, limit=100, reference_limit=8)
     with clock.step("measure int8 accuracy on the test images"):
@@ -167,10 +175,12 @@ def run_demo(out: Path, *, quick: bool = False, seed: int = 0, log: Log) -> Demo
             agreement=_verification(report),
             samples=_samples(bundle, tests),
             seconds=clock.seconds,
+            cascades=cascades,
         ),
         out,
     )
-    return _result(out, page, bundle, accuracies, drop, report, clock.seconds, seed)
+    found = (accuracies, cascades, drop, report, clock.seconds, seed)
+    return _result(out, page, bundle, *found)
 
 
 def _train_all(config: DemoConfig, log: Log) -> dict[str, _Trained]:
@@ -392,6 +402,7 @@ def _result(
     page: Path,
     bundle: Bundle,
     accuracies: Sequence[Accuracy],
+    cascades: Sequence[CascadeResult],
     drop: float,
     report: VerifyReport,
     seconds: Mapping[str, float],
@@ -407,6 +418,7 @@ def _result(
         ("base.onnx, any resolution", f"{sizes['formats']['onnx']['file_bytes'] / 1e3:,.0f} kB"),
         ("a task, all resolutions", f"{np.mean(patches) / 1e3:,.1f} kB"),
         (f"int8 drop, mean on {images:,} test images", f"{100 * drop:.2f} points"),
+        *_cascade_summary(cascades),
         ("verified", "yes" if report.ok else f"NO: {len(report.failures)} checks failed"),
         ("seconds", f"{sum(seconds.values()):.0f}"),
         ("bundle", str(bundle.path)),
@@ -417,9 +429,22 @@ def _result(
         "sizes": sizes,
         "accuracies": [vars(a) for a in accuracies],
         "int8_drop": drop,
+        "cascades": [asdict(one) for one in cascades],
         "verified": report.ok,
         "seconds": dict(seconds),
         "bundle": str(bundle.path),
         "report": str(page),
     }
     return DemoResult(document, summary, report.ok)
+
+
+def _cascade_summary(cascades: Sequence[CascadeResult]) -> list[tuple[str, str]]:
+    """A row for each cascade, on its test images."""
+    rows = []
+    for one in cascades:
+        if one.evaluation is not None:
+            row = one.evaluation.rows[0]
+            sides = " > ".join(map(str, row.resolutions))
+            saved = f"{100 * row.saving:.0f} % of MACs saved, {100 * row.gap[0]:.1f} points lost"
+            rows.append((f"cascade of {one.task}, {sides} px", saved))
+    return rows

@@ -130,6 +130,13 @@ def sample(dataset: ImageDataset, limit: int | None, seed: int = 0) -> ImageData
     return dataset.subset(np.random.default_rng(seed).permutation(len(dataset))[:limit])
 
 
+def leftover(dataset: ImageDataset, limit: int | None, seed: int = 0) -> ImageDataset:
+    """The images that `sample` with the same arguments leaves out."""
+    kept = len(dataset) if limit is None else limit
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.subset(np.sort(order[kept:]))
+
+
 def top1(
     engine: Engine,
     dataset: ImageDataset,

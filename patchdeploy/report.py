@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.errors import MissingExtraError
+from patchdeploy.evaluate_cascade import CascadeEvaluation
 from patchdeploy.storage import write_atomic
 
 _NO_METADATA = {"Date": None, "Creator": None}
@@ -84,6 +85,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class CascadeResult:
+    """A task's cascade on test images, or the reason why there is none."""
+
+    task: str
+    evaluation: CascadeEvaluation | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that the page shows.
 
@@ -92,6 +102,7 @@ class ReportData:
         device: machine and versions, as `patchdeploy.measure.describe_device` gives them.
         sizes: rows of the size report (task, resolution, format, bytes).
         agreement: rows of the verification (check, passed, detail).
+        cascades: of the tasks; none: the page has no such part.
     """
 
     title: str
@@ -104,6 +115,7 @@ class ReportData:
     agreement: Sequence[Mapping[str, Any]]
     samples: Sequence[Sample]
     seconds: Mapping[str, float]
+    cascades: Sequence[CascadeResult] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The numbers without the pictures."""
@@ -156,6 +168,7 @@ def render_report(data: ReportData) -> str:
             "resolutions": plot_resolutions(data),
             "sizes": plot_sizes(data),
             "latency": plot_latency(data),
+            **({"cascades": plot_cascades(data)} if data.cascades else {}),
         },
     )
 
@@ -309,6 +322,30 @@ def plot_resolutions(data: ReportData) -> str:
     axes.set_xlabel("resolution, px (solid: int8, dashed: float32)")
     axes.set_ylabel("test top-1, %")
     axes.legend(frameon=False, fontsize=8, ncols=3, bbox_to_anchor=(0.5, 1), loc="lower center")
+    return _svg_uri(figure)
+
+
+def plot_cascades(data: ReportData) -> str:
+    """Accuracy against cost: every resolution alone as a line, the cascade as a star."""
+    figure, axes = _axes(5.4, 3.4)
+    shown = [one for one in data.cascades if one.evaluation is not None]
+    for k, result in enumerate(shown):
+        assert result.evaluation is not None
+        cascade, *singles = result.evaluation.rows
+        cost = [100 * (1 - row.saving) for row in singles]
+        share = [100 * row.accuracy for row in singles]
+        axes.plot(cost, share, "o-", color=f"C{k}", label=f"{result.task}, one resolution")
+        for row, x, y in zip(singles, cost, share, strict=True):
+            axes.annotate(f"{row.resolutions[0]} px", (x, y), (3, -11), fontsize=7, color=f"C{k}",
+                          textcoords="offset points")  # fmt: skip
+        x, y = 100 * (1 - cascade.saving), 100 * cascade.accuracy
+        axes.plot([x], [y], "*", color=f"C{k}", markersize=14, label=f"{result.task}, cascade")
+    if not shown:
+        axes.text(0.5, 0.5, "no cascade was certified", ha="center", transform=axes.transAxes)
+    axes.set_xlabel("multiply-accumulates an image, % of the largest resolution's")
+    axes.set_ylabel("test top-1, int8, %")
+    if shown:
+        axes.legend(frameon=False, fontsize=8, ncols=2, bbox_to_anchor=(0.5, 1), loc="lower center")
     return _svg_uri(figure)
 
 

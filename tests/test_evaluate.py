@@ -14,7 +14,7 @@ from patchdeploy.errors import (
     EmptyCalibrationError,
     UnknownTaskError,
 )
-from patchdeploy.evaluate import bench_bundle, evaluate_task, sample
+from patchdeploy.evaluate import bench_bundle, evaluate_task, leftover, sample
 from patchdeploy.named import open_base, open_calibration, open_images
 
 
@@ -27,6 +27,14 @@ def test_a_sample_is_the_same_each_time_and_keeps_the_mixture_of_classes():
     assert 8 <= int((first.labels == 0).sum()) <= 32
     assert sample(dataset, 100) is dataset
     assert sample(dataset, None) is dataset
+
+
+def test_what_a_sample_leaves_out_is_the_rest():
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1).repeat(3, axis=3)
+    dataset = ImageDataset("counted", images, np.zeros(100, np.int64), ("a",))
+    taken, left = sample(dataset, 40), leftover(dataset, 40)
+    assert sorted([*taken.images[:, 0, 0, 0], *left.images[:, 0, 0, 0]]) == list(range(100))
+    assert (len(left), len(leftover(dataset, None)), len(leftover(dataset, 200))) == (60, 0, 0)
 
 
 def test_packaged_images_are_named_by_set_and_part():

@@ -8,9 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from patchdeploy.cascade import Cascade, CascadeRule, Certificate, Stage
+from patchdeploy.cascade.describe import CascadeRow
 from patchdeploy.errors import StorageError
+from patchdeploy.evaluate_cascade import CascadeEvaluation
 from patchdeploy.report import (
     Accuracy,
+    CascadeResult,
     Latency,
     ReportData,
     Sample,
@@ -119,6 +123,36 @@ def test_the_page_is_balanced_html_that_holds_every_picture(data):
         assert word not in outside
     assert "<fur" not in text
     assert "&lt;fur &amp; moon&gt;" in text
+
+
+def evaluation(task="digits"):
+    certificate = Certificate(64, 0.02, 0.95, 900, True)
+    rule = CascadeRule("margin", (Stage(32, 40, 0), Stage(64, 0, 0)))
+    rows = (
+        CascadeRow("cascade", (32, 64), (0.75, 0.25), 0.5, 0.91, (0.004, 0.0, 0.01), 75, 0.9, 0.9),
+        CascadeRow("32 px", (32,), (1.0,), 0.75, 0.85, (0.064, 0.05, 0.08), 0, None, None),
+        CascadeRow("64 px", (64,), (1.0,), 0.0, 0.914, (0.0, 0.0, 0.0), 0, None, None),
+    )
+    return CascadeEvaluation(
+        task, "litert", 100, Cascade(rule, certificate), "macs", rows, True, False, 0.01
+    )
+
+
+def test_cascades_have_a_row_and_a_picture_or_the_reason_why_there_is_none(data):
+    assert "Cascades" not in render_report(data)
+    results = (
+        CascadeResult(TASKS[0], evaluation()),
+        CascadeResult(TASKS[1], None, "80 images <are> few"),
+    )
+    text = render_report(replace(data, cascades=results))
+    page = Page(text)
+    assert len(page.sources) == 5 + len(data.samples)
+    rows = [tuple(row) for row in page.rows]
+    assert ("digits", "32 > 64", "75 / 25", "50.0 %", "91.0 %", "91.4 %") in rows
+    assert (TASKS[1], "none: 80 images <are> few") in rows
+    assert "at most 2.00 points below the largest resolution at 95 % confidence" in text
+    none = render_report(replace(data, cascades=results[1:]))
+    assert "Certified:" not in none
 
 
 def test_every_row_shows_the_numbers_that_were_measured(data):
