@@ -253,6 +253,7 @@ def bench_cascade(
     runtimes: Sequence[str] = ("litert", "onnxruntime"),
     threads: Sequence[int] = (1, 2),
     images: int = 200,
+    repeats: int = 5,
     warmup: int = 5,
     stores: Mapping[str, Store | None] | None = None,
 ) -> dict[str, Any]:
@@ -260,21 +261,23 @@ def bench_cascade(
 
     One image at a time, from its decoded pixels to its class, resizing and decisions included. In
     a round every candidate, runtime and thread count classifies the same image, so that a saving
-    compares the same images under the same noise.
+    compares the same images under the same noise. Every image comes ``repeats`` times, and its
+    median counts: a scheduler that interrupts a call of a fraction of a millisecond adds several.
 
     Args:
         dataset: images of the kind that the app will see: how many the first stages answer is up
             to them.
-        images: rounds; the first so many shuffled images.
+        images: the first so many shuffled ones.
+        repeats: rounds of each.
 
     Raises:
         ConfigError: the patch has no cascade; a count out of range.
         DataError: too few images.
     """
-    if not runtimes or not threads or min(threads) < 1:
+    if not runtimes or not threads or min(*threads, repeats) < 1:
         raise ConfigError(
-            f"runtimes {list(runtimes)}, threads {list(threads)}; there must be at least one of "
-            "each, and threads are 1 or more; name for instance litert and 1"
+            f"runtimes {list(runtimes)}, threads {list(threads)}, repeats {repeats}; there must be "
+            "at least one of each, and threads are 1 or more; name for instance litert and 1"
         )
     chosen = sample(dataset, images)
     if len(chosen) < LEAST_TIMED:
@@ -297,8 +300,11 @@ def bench_cascade(
                 answered = []
                 turns = _turns(engine, pixels, task, None, answered)
                 calls[f"{runtime} {count} cascade"] = turns
-        measured = measure_interleaved(calls, warmup=warmup, rounds=len(pixels))
-    samples = measured.samples_ms
+        measured = measure_interleaved(calls, warmup=warmup, rounds=repeats * len(pixels))
+    samples = {
+        name: np.median(one.reshape(repeats, -1), axis=0)
+        for name, one in measured.samples_ms.items()
+    }
     reference = cascade.certificate.reference
     rows = [
         _timing(samples, runtime, count, reference, name)
@@ -311,8 +317,11 @@ def bench_cascade(
         "task": task,
         "reference": reference,
         "images": len(pixels),
+        "repeats": repeats,
+        "load_average": measured.load_average,
         "answered": {
-            str(px): answered[warmup:].count(px) / len(pixels) for px in cascade.rule.resolutions
+            str(px): answered[warmup:].count(px) / (repeats * len(pixels))
+            for px in cascade.rule.resolutions
         },
         "rows": rows,
     }
