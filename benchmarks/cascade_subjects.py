@@ -127,7 +127,7 @@ def draw_parts(plan: CascadePlan) -> tuple[ImageDataset, ImageDataset]:
     rest = train.subset(np.sort(order[plan.train :]))
     images = [*(np.asarray(one) for one in rest.images), *(np.asarray(one) for one in test.images)]
     labels = np.concatenate([rest.labels, test.labels])
-    unseen = ImageDataset(plan.dataset, np.stack(images), labels, train.classes)
+    unseen = ImageDataset(plan.dataset, images, labels, train.classes)
     chosen = np.random.default_rng(1).permutation(len(unseen))[: plan.unseen]
     return train.subset(np.sort(order[: plan.train])), unseen.subset(np.sort(chosen))
 
