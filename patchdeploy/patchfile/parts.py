@@ -52,6 +52,7 @@ OPTIONAL_PARTS = {len(PARTS): "cascade"}
 """By number; only a file of encoding "parts-2" has them."""
 FIRST_IGNORED = 128
 """Optional parts from this number on may be passed over by a reader that does not know them."""
+_NUMBERS = 256
 _PREFIX = struct.Struct("<BBII")
 STORED, DEFLATED = 0, 1
 MAX_PLANES = 5
@@ -151,8 +152,8 @@ def _prefixes(payload: bytes | memoryview, optional: bool) -> Iterator[_Part]:
         place = part.end
     if optional:
         least = len(PARTS)
-        while place < len(payload) or least == len(PARTS):
-            part = _read_prefix(payload, place, "optional part", range(least, 256))
+        while (place < len(payload) and least < _NUMBERS) or least == len(PARTS):
+            part = _read_prefix(payload, place, "optional part", range(least, _NUMBERS))
             number = payload[place]
             if number < FIRST_IGNORED and number not in OPTIONAL_PARTS:
                 known = ", ".join(map(str, OPTIONAL_PARTS))

@@ -18,6 +18,7 @@ from case_folders import ROOT
 from limits import measure_limits
 from long_forms import LONG_FORMS, LongForm
 from rows_bundles import try_documents, try_files, try_killed_writers
+from rows_cascades import try_decisions, try_parts
 from rows_container import try_bit_flips, try_lengths, try_signatures
 from rows_engine import try_changed_bases, try_forks
 from rows_foreign import try_checkpoints, try_keras, try_own
@@ -41,6 +42,7 @@ Attempt = Callable[[float, Path, Progress], Told]
 SHARED = ("errors*.py", "storage*.py")
 PATCHES = (*SHARED, "patchfile/*.py", "store/*.py", "runtime/self_test.py", "runtime/versions.py")
 BUNDLES = (*SHARED, "documents.py", "flatbuffer.py", "slot*.py", "bundle/*.py", "runtime/*.py")
+CASCADES = (*SHARED, "cascade/*.py", "patchfile/cascade_part.py", "patchfile/pa*.py")
 IMAGES = (*SHARED, "data/*.py")
 FOREIGN = (*SHARED, "documents.py", "named*.py", "base/*.py", "patch/*.py", "training/check*.py")
 """Of patchdeploy/, what a row is about: where these change, its result is of an earlier state."""
@@ -213,5 +215,13 @@ ROWS = (
         own=_scaled(try_own),
         checkpoints=_scaled(try_checkpoints),
         keras=_scaled(try_keras),
+    ),
+    _row(
+        27,
+        "cascade of wrong bytes, validly signed; decisions",
+        "typed error or the cascade that the page says; the same stage everywhere",
+        CASCADES,
+        parts=_scaled(try_parts),
+        decisions=_scaled(try_decisions),
     ),
 )

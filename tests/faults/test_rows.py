@@ -14,6 +14,7 @@ import hostile_bundles
 import numpy as np
 import pytest
 import rows_bundles
+import rows_cascades
 import rows_container
 import rows_engine
 import rows_foreign
@@ -33,12 +34,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from patchdeploy import named_trained
 from patchdeploy.bundle import reader
+from patchdeploy.cascade import scores
 from patchdeploy.coding import decode
 from patchdeploy.data import containers, formats
 from patchdeploy.data import decode as image_decode
 from patchdeploy.errors import FileFormatError, IntegrityError, RuntimeBackendError
 from patchdeploy.patch import variants
-from patchdeploy.patchfile import container, pack, payload
+from patchdeploy.patchfile import cascade_part, container, pack, parts, payload
 from patchdeploy.patchfile.connections import BoundedProtocol
 from patchdeploy.runtime import self_test, versions
 from patchdeploy.storage import sha256_hex
@@ -200,6 +202,14 @@ def test_row_26_a_strangers_checkpoint_gives_a_typed_error_or_a_network():
     assert set(rows_foreign.fuzz_checkpoints(150, seed=1)) == {"CheckpointError", "read"}
 
 
+def test_row_27_both_readers_say_the_same_of_a_cascades_bytes():
+    assert rows_cascades.try_parts(0.02, no_progress).count > 1000
+
+
+def test_row_27_both_readings_take_the_same_decision():
+    assert rows_cascades.try_decisions(0.05, no_progress).count == 1000
+
+
 def nothing(*arguments, **named):
     """A check that was forgotten."""
 
@@ -216,7 +226,33 @@ def turn_away(self, transport):
         transport.abort()
 
 
+def whatever(payload, place, name, numbers):
+    """Any number in any order."""
+    return READ_PREFIX(payload, place, name, range(256))
+
+
+READ_PREFIX = parts._read_prefix
 BUGS = {
+    "a cascade's fields are not checked": (
+        (cascade_part, "_check", nothing),
+        lambda tmp_path: rows_cascades.try_parts(0.02, no_progress),
+    ),
+    "an unknown part that a reader needs is passed over": (
+        (parts, "FIRST_IGNORED", 10),
+        lambda tmp_path: rows_cascades.try_parts(0.02, no_progress),
+    ),
+    "optional parts may come in any order": (
+        (parts, "_read_prefix", whatever),
+        lambda tmp_path: rows_cascades.try_parts(0.02, no_progress),
+    ),
+    "an entropy is rounded another way": (
+        (scores, "_FIRST_LOG2", scores._FIRST_LOG2 + 1),
+        lambda tmp_path: rows_cascades.try_decisions(0.1, no_progress),
+    ),
+    "a probability is a bit too small": (
+        (scores, "PROBABILITY_BITS", 29),
+        lambda tmp_path: rows_cascades.try_decisions(0.05, no_progress),
+    ),
     "the payload's hash is not compared": (
         (container, "_check_payload", nothing),
         lambda tmp_path: rows_container.flip_bits(step=17),

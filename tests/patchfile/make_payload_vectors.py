@@ -329,6 +329,10 @@ def bad_cascades() -> list[tuple]:
             with_cascade(good, struct.pack("<BBII", 127, 0, 0, 0)),
             "parts",
         ),
+        "a part after number 255": (
+            with_cascade(good, *[struct.pack("<BBII", 255, 0, 0, 0)] * 2),
+            "parts",
+        ),
         "byte after the cascade": (with_cascade(good) + b"\0", "parts"),
         "cascade of more bytes than it may have": (with_cascade(bytes(20 + 16 * 9 + 1)), "inflate"),
         "cascade whose stream ends early": (
