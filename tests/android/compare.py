@@ -1,4 +1,5 @@
-"""Whether Kotlin says what Python says: patches, models, cascades, images and slot tables.
+"""Whether Kotlin says what Python says: patches, models, cascades, images, slot tables,
+stores.
 
 In: the jar that `make android` builds. Out: what was compared, and the closing line "N passed, N
 failed"; exit status 1 where they differ. Every difference is printed with the seed that makes it.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +29,8 @@ from bundle_cases import make_bundle  # noqa: E402
 from graph_cases import GRAPH_CASES  # noqa: E402
 from jvm import Patchkit  # noqa: E402
 from patch_cases import PatchCase, Rng, random_cases  # noqa: E402
+from store_steps import TABLE as STORE_TABLE  # noqa: E402
+from store_steps import Ask, Settings, random_steps  # noqa: E402
 
 from patchdeploy.bundle import Bundle, open_bundle  # noqa: E402
 from patchdeploy.cascade import SCORE_KINDS, Cascade, CascadeRule, Stage, confidence  # noqa: E402
@@ -67,6 +71,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--bundle", type=Path, help="a bundle whose models are compared, too")
     options = parser.parse_args(arguments)
     comparison = Comparison()
+    logging.disable(logging.WARNING)  # of unsigned files and damaged stores: they are the cases
     with Patchkit() as kotlin, tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         codes = compare_patches(comparison, kotlin, folder, options.patches, options.seed)
@@ -74,6 +79,7 @@ def main(arguments: list[str]) -> int:
         compare_scores(comparison, kotlin, options.others, options.seed)
         compare_images(comparison, kotlin, options.others, options.seed)
         compare_tables(comparison, kotlin, folder, options.others, options.seed)
+        compare_stores(comparison, kotlin, folder, options.others, options.seed)
     say(f"codes of the patches: {', '.join(f'{code} {n}' for code, n in codes.most_common())}")
     for kind, count in comparison.passed.items():
         say(f"{kind}: {count} equal, {comparison.failed[kind]} not")
@@ -320,6 +326,33 @@ def mutated_table(rng: Rng, document: dict[str, Any]) -> bytes:
     else:
         slots[rng.integers(len(slots))][3] += int(rng.integers(-8, 9))
     return json.dumps(document).encode()
+
+
+# -- stores ----------------------------------------------------------------------------------------
+
+
+def compare_stores(
+    comparison: Comparison, kotlin: Patchkit, folder: Path, count: int, seed: int
+) -> None:
+    """A store folder that both languages write in turn, beside one that Python writes alone."""
+    table = folder / STORE_TABLE.sha256
+    table.write_bytes(STORE_TABLE.encoded)
+
+    def asker(settings: Settings) -> Ask:
+        shipped = {task: str(path) for task, path in settings.shipped.items()}
+        fields = {"table": str(table), "shipped": shipped, "now": settings.now}
+
+        def ask(place: Path, operation: dict[str, Any], data: bytes) -> Any:
+            policy = policy_fields(settings.policy)
+            rest = {**fields, **operation, "folder": str(place), "policy": policy}
+            answer = kotlin.ask("store", data, **rest)
+            found = answer.get("found", answer.get("code"))
+            return sorted(found) if operation["do"] == "list" and type(found) is list else found
+
+        return ask
+
+    for case, expected, found in random_steps(count, seed, folder, asker):
+        comparison.check("stores", case, expected, found)
 
 
 if __name__ == "__main__":

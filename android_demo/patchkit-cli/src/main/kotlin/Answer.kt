@@ -59,6 +59,7 @@ private fun answer(question: Document, data: ByteArray): Map<String, Any?> = try
         "route" -> mapOf("stages" to question.routes(data))
         "resize" -> mapOf("sha256" to sha256Hex(question.resized(data)))
         "enlarge" -> mapOf("sha256" to sha256Hex(enlarge(data, question.int("px"))))
+        "store" -> mapOf("found" to question.useStore(data))
         "slots" -> mapOf("code" to "ok").also { SlotTable.fromJson(data) }
         else -> error("no question '$ask'")
     }
@@ -66,11 +67,13 @@ private fun answer(question: Document, data: ByteArray): Map<String, Any?> = try
     mapOf("code" to error.code.text)
 } catch (error: PatchkitException) {
     mapOf("code" to error::class.simpleName)
+} catch (error: RuntimeException) { // a fault of ours; compare.py shows it beside what Python says
+    mapOf("code" to "raw $error")
 }
 
 private val tables = HashMap<String, CodingTable>()
 
-private fun tableAt(path: String): CodingTable = tables.getOrPut(path) { CodingTable.fromBytes(read(path)) }
+internal fun tableAt(path: String): CodingTable = tables.getOrPut(path) { CodingTable.fromBytes(read(path)) }
 
 /** Checks 1 to 8 of a file, and hashes of all that comes of it. */
 private fun judgePatch(question: Document, data: ByteArray): Map<String, Any?> {

@@ -6,6 +6,9 @@ package patchdeploy.patchkit
  *     PatchkitException
  *     +-- ConfigException             an argument that no rule allows
  *     +-- UnknownResolutionException  a side in pixels that is not there
+ *     +-- UnknownTaskException        a task that is not there
+ *     +-- PatchException              a patch that is not there, or nothing to go back to
+ *     +-- StorageException            a disk or a lock that failed; the state before it stays
  *     +-- FileFormatException         bytes that are not what they should be
  *     |   +-- CanonicalTextException  JSON that is not in canonical form
  *     |   +-- SlotTableException      a slot table, or values that do not fit it
@@ -19,6 +22,13 @@ public sealed class PatchkitException(message: String, cause: Throwable? = null)
 public class ConfigException(message: String) : PatchkitException(message)
 
 public class UnknownResolutionException(message: String) : PatchkitException(message)
+
+public class UnknownTaskException internal constructor(message: String) : PatchkitException(message)
+
+public class PatchException internal constructor(message: String, cause: Throwable? = null) :
+    PatchkitException(message, cause)
+
+public class StorageException(message: String, cause: Throwable? = null) : PatchkitException(message, cause)
 
 public open class FileFormatException internal constructor(message: String, cause: Throwable? = null) :
     PatchkitException(message, cause)
@@ -49,7 +59,7 @@ public class IntegrityException internal constructor(message: String) : Patchkit
  * @property got the value that was found; untrusted, so cut short.
  * @property remedy what to do about it.
  */
-public class PatchRefusedException internal constructor(
+public class PatchRefusedException(
     public val code: RefusalCode,
     public val field: String,
     public val expected: String,

@@ -50,6 +50,13 @@ public fun openPatch(data: ByteArray, policy: Policy, table: CodingTable, resolu
 }
 
 /**
+ * Checks 7 and 8 of a file that passed the others, for a store.
+ *
+ * @throws PatchRefusedException codes "sites", "inflate", "parts", "work", "values".
+ */
+public fun decodeChecked(checked: CheckedPatch, table: CodingTable): PatchFile = decodePayload(checked, table, null)
+
+/**
  * Check 9, first part, over the base file of one format: what comes of the patch is what its maker
  * signed.
  *
