@@ -213,7 +213,7 @@ def clean_up(
     """Remove from a store what is neither active nor previous, and what a crash has left."""
     removed = options.open().clean_up()
     removed += _remove_downloads(options.store / DOWNLOADS)
-    rows = [[name] for name in removed]
+    rows = [[name] for name in removed or ("nothing was left over",)]
     document = {"store": str(options.store), "removed": list(removed)}
     emit(as_json, document, make_table(f"Removed from {options.store}", ["file"], rows))
 

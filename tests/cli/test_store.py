@@ -145,6 +145,7 @@ def test_clean_up_removes_what_is_not_used(place, options, tmp_path):
     }
     assert not (tmp_path / "store" / found["removed"][0]).exists()
     assert list((tmp_path / "store" / DOWNLOADS).iterdir()) == []
+    assert "nothing was left over" in here("clean-up", *options).stdout
 
 
 def test_every_command_of_a_store_is_for_the_runtime_that_is_named(place, options):
