@@ -29,6 +29,7 @@ from bundle_cases import make_bundle  # noqa: E402
 from graph_cases import GRAPH_CASES  # noqa: E402
 from jvm import Patchkit  # noqa: E402
 from patch_cases import PatchCase, Rng, random_cases  # noqa: E402
+from score_cases import MOST_LSB, both_scores  # noqa: E402
 from store_steps import TABLE as STORE_TABLE  # noqa: E402
 from store_steps import Ask, Settings, random_steps  # noqa: E402
 
@@ -170,11 +171,13 @@ def compare_bundles(
     comparison: Comparison, kotlin: Patchkit, folder: Path, given: Path | None
 ) -> None:
     """The base with each task, resolution and format laid over it: the header's result hash."""
-    for name in GRAPH_CASES:
-        bundle = make_bundle(folder / name, name, signed=True)
-        compare_bundle(comparison, kotlin, bundle)
+    bundles = [make_bundle(folder / name, name, signed=True) for name in GRAPH_CASES]
     if given is not None:
-        compare_bundle(comparison, kotlin, open_bundle(given))
+        bundles.append(open_bundle(given))
+    for bundle in bundles:
+        compare_bundle(comparison, kotlin, bundle)
+        same = compare_runtime(comparison, kotlin, bundle, seed=1)
+        say(f"LiteRT on {bundle.path.name}: {same['equal']} of {same['all']} scores the same bits")
 
 
 def compare_bundle(comparison: Comparison, kotlin: Patchkit, bundle: Bundle) -> None:
@@ -196,6 +199,20 @@ def compare_bundle(comparison: Comparison, kotlin: Patchkit, bundle: Bundle) -> 
                 case = f"{bundle.path.name}, {task} at {px} px, {name}"
                 found = answer.get("found", {}).get(str(px), answer)
                 comparison.check("models", case, signed[px], found)
+
+
+def compare_runtime(
+    comparison: Comparison, kotlin: Patchkit, bundle: Bundle, seed: int
+) -> Counter[str]:
+    """LiteRT's scores: within `MOST_LSB`; how many are the same bits, by bundle."""
+    manifest = bundle.manifest
+    policy = policy_fields(Policy(manifest.trusted, allow_unsigned=manifest.trusted is None))
+    same: Counter[str] = Counter()
+    for case, ours, theirs, worst in both_scores(kotlin, bundle, policy, seed):
+        comparison.check("scores of LiteRT", f"{case}, LSB", True, worst <= MOST_LSB)
+        same["equal"] += int((ours.view(np.int32) == theirs.view(np.int32)).sum())
+        same["all"] += ours.size
+    return same
 
 
 # -- cascades --------------------------------------------------------------------------------------

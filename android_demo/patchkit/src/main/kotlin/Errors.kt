@@ -8,6 +8,7 @@ package patchdeploy.patchkit
  *     +-- UnknownResolutionException  a side in pixels that is not there
  *     +-- UnknownTaskException        a task that is not there
  *     +-- PatchException              a patch that is not there, or nothing to go back to
+ *     +-- RuntimeBackendException     a runtime that refuses a model or fails
  *     +-- StorageException            a disk or a lock that failed; the state before it stays
  *     +-- FileFormatException         bytes that are not what they should be
  *     |   +-- CanonicalTextException  JSON that is not in canonical form
@@ -26,6 +27,9 @@ public class UnknownResolutionException(message: String) : PatchkitException(mes
 public class UnknownTaskException internal constructor(message: String) : PatchkitException(message)
 
 public class PatchException internal constructor(message: String, cause: Throwable? = null) :
+    PatchkitException(message, cause)
+
+public class RuntimeBackendException(message: String, cause: Throwable? = null) :
     PatchkitException(message, cause)
 
 public class StorageException(message: String, cause: Throwable? = null) : PatchkitException(message, cause)

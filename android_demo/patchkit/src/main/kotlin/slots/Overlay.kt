@@ -22,6 +22,14 @@ import patchdeploy.patchkit.sha256Hex
  * @throws SlotTableException an array is shorter than the slots that it fills.
  */
 public fun overlay(baseFile: ByteArray, table: SlotTable, resolution: Int, values: PatchValues): ByteArray {
+    checkHash(baseFile, table)
+    val copy = baseFile.copyOf()
+    setSlots(ByteBuffer.wrap(copy), table, resolution, values)
+    return copy
+}
+
+/** @throws IntegrityException [baseFile] is not the one that [table] is bound to. */
+internal fun checkHash(baseFile: ByteArray, table: SlotTable) {
     val digest = sha256Hex(baseFile)
     if (digest != table.baseSha256) {
         throw IntegrityException(
@@ -29,9 +37,6 @@ public fun overlay(baseFile: ByteArray, table: SlotTable, resolution: Int, value
                 "the base file that the table was exported with",
         )
     }
-    val copy = baseFile.copyOf()
-    setSlots(ByteBuffer.wrap(copy), table, resolution, values)
-    return copy
 }
 
 /**
