@@ -3,7 +3,8 @@
 # make faults every fault row of docs/faults.md at full length (long), then that page
 # make coverage  branches of the patch file's and the store's code that tests reach; 100 % is demanded
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
-# make android  the Kotlin library: compiled, tested, compared with Python (JDK 17 and Maven)
+# make android  the Kotlin library: compiled, tested, compared with Python (JDK 17 and Maven);
+#   PATCHES=100000 judges more than 1,000 random patches
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks (patch_bytes.py --quick: in full it trains twelve patches)
 # make paper  the paper's tables and figures in small (about two hours on two cores), then docs/paper.md
@@ -44,12 +45,13 @@ coverage: $(VENV)/.dev
 	  -m pytest -q tests/coding tests/patchfile tests/store
 	$(BIN)/coverage report --data-file=out/coverage --show-missing --fail-under=100
 
+PATCHES ?= 1000
 # Surefire's lines alone of what Maven says: how many tests ran.
 MAVEN_LOG := -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
   -Dorg.slf4j.simpleLogger.log.org.apache.maven.plugin.surefire=info
 android: $(VENV)/.dev
 	cd android_demo && MAVEN_OPTS='$(MAVEN_LOG)' mvn -B -ntp verify
-	$(BIN)/python tests/android/compare.py
+	$(BIN)/python tests/android/compare.py --patches $(PATCHES)
 
 peers: $(VENV)/.dev
 	benchmarks/peers/make_environment.sh litert-torch

@@ -77,7 +77,7 @@ class LiteRtBackendTest {
         }
     }
 
-    /** ai-edge-litert 2.3 is at 0 here; TensorFlow Lite 2.21 rounds this network's joins otherwise. */
+    /** ai-edge-litert 2.3 is at 0 here; TensorFlow 2.21's XNNPACK adds a mean in another order. */
     @Test
     fun `the self-test's scores are within 1 LSB of Python's executor, with any number of threads`() {
         val patch = open(cases[0] as Map<*, *>).patch
