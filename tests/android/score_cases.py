@@ -19,8 +19,8 @@ from patchdeploy.runtime.self_test import score_codes
 
 IMAGES = 20
 MOST_LSB = 1
-"""Of a score, between the two versions. The mean is known to round in another order in TensorFlow 2.21
-(tests/converters/test_tflite_runtimes.py); a score is a sum of means."""
+"""Of a score, between the two versions. The mean is known to add in another order in TensorFlow
+2.21 (tests/converters/test_tflite_runtimes.py); a score is a sum of means."""
 
 Scores = NDArray[np.float32]
 
