@@ -7,6 +7,7 @@ bytes; android_demo/patchkit-cli/src/main/kotlin/Answer.kt has the questions.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,11 @@ class Patchkit:
     """A running JVM, to be used in a ``with`` statement."""
 
     def __init__(self, jar: Path = JAR) -> None:
-        command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-jar"]
+        command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-cp"]
+        places = [os.environ.get("PATCHKIT_CLASSES"), str(jar)]  # planted_bugs.py sets the first
+        path = os.pathsep.join(one for one in places if one)
         self._process = subprocess.Popen(
-            [*command, str(jar), "answer"],
+            [*command, path, "patchdeploy.cli.MainKt", "answer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # a warning for each unsigned file
