@@ -127,13 +127,14 @@ def test_an_engine_that_decides_otherwise_fails_verification(bundle, monkeypatch
     assert f"{wrong} DECISIONS ARE NOT THE RULE'S" in failed[0].detail
 
 
-def test_a_stage_that_can_never_answer_is_named(tmp_path):
+@pytest.mark.parametrize(("threshold", "idle"), [(MAX_THRESHOLD, 16), (256, 16), (0, 24)])
+def test_a_stage_that_can_never_answer_is_named(tmp_path, threshold, idle):
     made = make_bundle(tmp_path / "bundle", signed=True)
-    never = CascadeRule("margin", (Stage(16, MAX_THRESHOLD, 0), Stage(24, 0, 0)))
-    made = with_cascade(made, "first", never, 2)
+    rule = CascadeRule("margin", (Stage(16, threshold, 0), Stage(24, 0, 0)))
+    made = with_cascade(made, "first", rule, 2)
     report = verify_bundle(made.path, task="first", reference_limit=2)
     details = [one.detail for one in report.checks if one.name == "cascade decisions"]
-    assert all("16 px can never answer" in one for one in details)
+    assert all(f"; {idle} px can never answer" in one for one in details)
 
 
 def test_a_test_without_labels_looks_at_none_and_counts_other_answers(bundle):

@@ -85,9 +85,16 @@ class CascadeRule:
         """Sides in pixels, in the order in which they run."""
         return tuple(stage.resolution for stage in self.stages)
 
-    def reachable(self, stage: Stage) -> bool:
-        """Whether some confidence lets ``stage`` answer."""
-        return stage.threshold <= MAX_CONFIDENCE[self.score]
+    @property
+    def idle_resolutions(self) -> tuple[int, ...]:
+        """Stages that answer no image at all: their threshold is above every confidence, or a
+        stage before them answers every image."""
+        idle, is_over = [], False
+        for stage in self.stages:
+            if is_over or stage.threshold > MAX_CONFIDENCE[self.score]:
+                idle.append(stage.resolution)
+            is_over = is_over or stage.threshold == 0
+        return tuple(idle)
 
 
 @dataclass(frozen=True)

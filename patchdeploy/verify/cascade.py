@@ -70,9 +70,8 @@ def _compare_with_rule(
     answered = [int(np.count_nonzero(stages == k)) for k in range(len(sides))]
     shares = ", ".join(f"{count} at {px} px" for px, count in zip(sides, answered, strict=True))
     detail = f"of {len(images)} images ({run.dataset.name}) {shares}"
-    never = [str(one.resolution) for one in rule.stages if not rule.reachable(one)]
-    if never:
-        detail += f"; {', '.join(never)} px can never answer"
+    if rule.idle_resolutions:
+        detail += f"; {', '.join(map(str, rule.idle_resolutions))} px can never answer"
     return wrong, detail, {"images": len(images), "wrong": wrong, "answered": answered}
 
 
