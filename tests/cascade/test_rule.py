@@ -40,7 +40,7 @@ def test_thresholds_at_the_ends_always_and_never_answer():
     confidences = {32: np.array([0, 5, 255]), 48: np.array([0, 5, 255])}
     never = CascadeRule("margin", (Stage(32, MAX_THRESHOLD, 0), Stage(48, 256, 0), LAST))
     assert route(never, confidences).tolist() == [2, 2, 2]
-    assert never.idle_resolutions == never.resolutions[:1]
+    assert never.idle_resolutions == never.resolutions[:2]
     always = CascadeRule("margin", (Stage(32, 0, 0), LAST))
     assert route(always, confidences).tolist() == [0, 0, 0]
     assert always.idle_resolutions == always.resolutions[1:]
