@@ -247,20 +247,20 @@ def measure_time(
     bundle = attach_cascade(timed, replace(fit, task=task))
     report = split_images(len(subject.scores.labels), 0)[2]
     found = bench_cascade(bundle, subject.unseen.subset(report), task, images=images)
-    found |= {"known": known, "decision": measure_decision(bundle.path, subject, fit)}
+    found |= {"known": known, "decision": measure_decision(bundle.path, subject)}
     kept.write_text(json.dumps(found))
     return found
 
 
-def measure_decision(path: Path, subject: CascadeSubject, fit: CascadeFit) -> dict[str, float]:
+def measure_decision(path: Path, subject: CascadeSubject) -> dict[str, float]:
     """What it takes to decide about one image, against running the smallest stage on it."""
     (task,) = subject.bundle.tasks
-    stage = fit.cascade.rule.stages[0]
     with Engine.open(path, "litert") as engine:
+        loaded = engine._cascades.require(engine._loaded.version(task))
+        stage = loaded.rule.stages[0]
         px = stage.resolution
         pixels = subject.unseen.subset(np.arange(1)).at(px, engine.preprocessing)
         scores = engine.logits(pixels, task, px)
-        loaded = engine._cascades.require(engine._loaded.version(task))
         measured = measure_interleaved(
             {
                 "decision": lambda: loaded.is_sure(stage, scores),
