@@ -441,7 +441,8 @@ def draw_panel(axis: Any, one: Mapping[str, Any]) -> None:
         title += f", {one['plan']['method']}"
     axis.set_title(title)
     lowest = min(gap for split in one["splits"] for _, gap in split["curves"]["ours"])
-    axis.set_ylim(min(-1.0, lowest - 0.5), 100 * CURVE_TOLERANCE + 1)
+    highest = max(100 * split["rows"][0]["gap"][0] for split in one["splits"])
+    axis.set_ylim(min(-1.0, lowest - 0.5), max(100 * CURVE_TOLERANCE + 1, highest + 0.5))
     axis.set_xlim(-5, 100)
     axis.set_xlabel("MACs saved, %")
     axis.set_ylabel("points below the reference")

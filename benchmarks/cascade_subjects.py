@@ -46,6 +46,8 @@ FASHION_FOLDERS = (Path("out/data/fashion-mnist"), Path("/usr/share/datasets/fas
 """Where Debian's package ``dataset-fashion-mnist`` puts its files, or a copy of them."""
 FASHION = "fashion_mnist"
 HELD = 0.15
+LEAST_HELD = 40
+"""Images that choose epochs and steps: 32 are the least that choosing steps takes."""
 KINDS = PatchConfig(("scale_bias", "head"))
 
 
@@ -137,7 +139,8 @@ def open_subject(plan: CascadePlan, cache: Path, log: Log) -> CascadeSubject:
     place = cache / plan.key
     train, unseen = draw_parts(plan)
     base = open_network(plan.network, plan.seed, max(plan.sides))
-    kept, held = split(train, (1 - HELD, HELD), seed=0)
+    share = max(HELD, min(LEAST_HELD / len(train), 0.5))
+    kept, held = split(train, (1 - share, share), seed=0)
     if not (place / "patch" / "done").exists():
         log(f"{plan.name}: training at {', '.join(map(str, plan.sides))} px, {plan.method}")
         patch = train_method(plan, base, kept, held)
