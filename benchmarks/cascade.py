@@ -57,7 +57,7 @@ from patchdeploy.runtime.task_scores import TaskScores
 NAME = "cascade"
 SEEDS = (0, 1, 2)
 PLANS = (
-    CascadePlan("embedded", FASHION, (32, 48, 64), 8000, 25_000, 5),
+    CascadePlan("embedded", FASHION, (32, 48, 64), 8000, 25_000, 5, "ensemble"),
     CascadePlan("embedded", "digits", (32, 48, 64), 1500, 3500, 6),
     CascadePlan("embedded", "fashion", (32, 48, 64), 1500, 2500, 6),
     CascadePlan("embedded", "surfaces", (32, 48, 64), 1000, 1000, 6),
@@ -74,6 +74,7 @@ MOST_MACS, MOST_MS, MOST_MACS_MEAN = 0.65, 0.70, 0.50
 MOST_DECISION, MOST_PART_BYTES = 0.01, 1200
 CURVE_TOLERANCE = 0.04
 """Greatest loss of a curve."""
+SAVINGS = (0.3, 0.4, 0.5, 0.6, 0.7)
 _console = Console(stderr=True)
 
 
@@ -357,6 +358,23 @@ def print_training(found: Sequence[Mapping[str, Any]]) -> None:
     ]
     columns = ["trained", *(f"{px} px, %" for px in sides), "saved, %", "cascade, %", "certified"]
     print_table("Ways to train, mean of three splits", columns, rows)
+    rows = [
+        [METHODS[one["plan"]["method"]], *(f"{accuracy_at(one, share):.2f}" for share in SAVINGS)]
+        for one in found
+    ]
+    columns = ["trained", *(f"{100 * share:.0f} %" for share in SAVINGS)]
+    print_table("Top-1 in percent where so many MACs are saved", columns, rows)
+
+
+def accuracy_at(one: Mapping[str, Any], saving: float) -> float:
+    """Percent, mean over splits, along the path of cascades; between two of them in a line."""
+    found = []
+    for split in one["splits"]:
+        rows = {row["name"]: row for row in split["rows"]}
+        reference = rows[f"{max(map(int, one['accuracy']))} px"]["accuracy"]
+        saved, below = np.array(sorted(map(tuple, split["curves"]["ours"]))).T
+        found.append(100 * reference - np.interp(saving, saved, below))
+    return float(np.mean(found))
 
 
 def list_goals(found: Sequence[Mapping[str, Any]]) -> list[Goal]:
@@ -436,10 +454,7 @@ def draw_panel(axis: Any, one: Mapping[str, Any]) -> None:
         )
     axis.axhline(0, color="#cccccc", linewidth=0.8)
     axis.axhline(100 * one["tolerance"], color="#cccccc", linewidth=0.8, linestyle="--")
-    title = one["name"]
-    if one["plan"]["method"] != "private":
-        title += f", {one['plan']['method']}"
-    axis.set_title(title)
+    axis.set_title(f"{one['name']}, {one['plan']['method']}")
     lowest = min(gap for split in one["splits"] for _, gap in split["curves"]["ours"])
     highest = max(100 * split["rows"][0]["gap"][0] for split in one["splits"])
     axis.set_ylim(min(-1.0, lowest - 0.5), max(100 * CURVE_TOLERANCE + 1, highest + 0.5))
