@@ -8,7 +8,6 @@ milliseconds from decoded images, measured image by image in turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -260,9 +259,10 @@ def bench_cascade(
     """Milliseconds of the cascade and of every resolution alone, as plain JSON values.
 
     One image at a time, from its decoded pixels to its class, resizing and decisions included. In
-    a round every candidate, runtime and thread count classifies the same image, so that a saving
-    compares the same images under the same noise. Every image comes ``repeats`` times, and its
-    median counts: a scheduler that interrupts a call of a fraction of a millisecond adds several.
+    a round every candidate of one runtime and thread count classifies the same image, so that a
+    saving compares the same images under the same noise. Every image comes ``repeats`` times, and
+    its median counts: a scheduler that interrupts a call of a fraction of a millisecond adds
+    several.
 
     Args:
         dataset: images of the kind that the app will see: how many the first stages answer is up
@@ -286,36 +286,31 @@ def bench_cascade(
             f"to image, so at least {LEAST_TIMED} are needed; give more"
         )
     pixels = [np.asarray(one) for one in chosen.images]
-    answered: list[int] = []
-    with ExitStack() as stack:
-        calls: dict[str, Callable[[], object]] = {}
-        for runtime in runtimes:
-            for count in threads:
-                store = (stores or {}).get(runtime)
-                engine = stack.enter_context(open_engine(bundle, runtime, count, store))
+    rows: list[dict[str, Any]] = []
+    for runtime in runtimes:
+        for count in threads:
+            # One engine at a time: waiting threads of another one would hold the cores.
+            with open_engine(bundle, runtime, count, (stores or {}).get(runtime)) as engine:
                 cascade = require_cascade(engine, task)
                 engine.prewarm_cascade(task)
-                for px in engine.resolutions(task):
-                    calls[f"{runtime} {count} {px}"] = _turns(engine, pixels, task, px, [])
-                answered = []
-                turns = _turns(engine, pixels, task, None, answered)
-                calls[f"{runtime} {count} cascade"] = turns
-        measured = measure_interleaved(calls, warmup=warmup, rounds=repeats * len(pixels))
-    samples = {
-        name: np.median(one.reshape(repeats, -1), axis=0)
-        for name, one in measured.samples_ms.items()
-    }
-    reference = cascade.certificate.reference
-    rows = [
-        _timing(samples, runtime, count, reference, name)
-        for runtime in runtimes
-        for count in threads
-        for name in (*map(str, engine.resolutions(task)), "cascade")
-    ]
+                answered: list[int] = []
+                calls = {
+                    str(px): _turns(engine, pixels, task, px, []) for px in engine.resolutions(task)
+                }
+                calls["cascade"] = _turns(engine, pixels, task, None, answered)
+                measured = measure_interleaved(calls, warmup=warmup, rounds=repeats * len(pixels))
+            samples = {
+                name: np.median(one.reshape(repeats, -1), axis=0)
+                for name, one in measured.samples_ms.items()
+            }
+            whole = samples[str(cascade.certificate.reference)]
+            for name, own in samples.items():
+                named = {"runtime": runtime, "threads": count, "name": name}
+                rows.append(named | _timing(own, whole))
     return {
         "device": describe_device(),
         "task": task,
-        "reference": reference,
+        "reference": cascade.certificate.reference,
         "images": len(pixels),
         "repeats": repeats,
         "load_average": measured.load_average,
@@ -348,23 +343,16 @@ def _turns(
     return call
 
 
-def _timing(
-    samples: Mapping[str, NDArray[np.float64]],
-    runtime: str,
-    threads: int,
-    reference: int,
-    name: str,
-) -> dict[str, Any]:
-    """Means, since an app pays the mean; saving with its 95 % bootstrap interval over images."""
-    own = samples[f"{runtime} {threads} {name}"]
-    whole = samples[f"{runtime} {threads} {reference}"]
+def _timing(own: NDArray[np.float64], whole: NDArray[np.float64]) -> dict[str, Any]:
+    """Means, since an app pays the mean; saving with its 95 % bootstrap interval over images.
+
+    Args:
+        own, whole: float64 [images], ms of a candidate and of the reference.
+    """
     chosen = np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))
     savings = 1 - own[chosen].mean(axis=1) / whole[chosen].mean(axis=1)
     low, high = np.percentile(savings, (2.5, 97.5))
     return {
-        "runtime": runtime,
-        "threads": threads,
-        "name": name,
         "mean_ms": float(own.mean()),
         "median_ms": float(np.median(own)),
         "p90_ms": float(np.percentile(own, 90)),
