@@ -423,6 +423,7 @@ def draw(found: Sequence[Mapping[str, Any]], out: Path, name: str) -> None:
         draw_panel(axis, one)
     for axis in panels.ravel()[len(found) :]:
         axis.set_visible(False)
+    panels[0, 0].scatter([], [], marker="x", s=70, color="black", label="not certified")
     panels[0, 0].legend(frameon=False, fontsize=8)
     save_figure(figure, out, name)
 
@@ -450,7 +451,7 @@ def draw_panel(axis: Any, one: Mapping[str, Any]) -> None:
             s=70,
             color="black",
             zorder=3,
-            label=shown if first else None,
+            label=shown if first and split["certified"] else None,
         )
     axis.axhline(0, color="#cccccc", linewidth=0.8)
     axis.axhline(100 * one["tolerance"], color="#cccccc", linewidth=0.8, linestyle="--")
