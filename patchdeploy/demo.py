@@ -345,11 +345,11 @@ def _sizes(bundle: Bundle, drop: float) -> dict[str, Any]:
 
 def _parts(tasks: Mapping[str, Any]) -> dict[str, Any]:
     """Bytes of each task's file by part, the whole file last."""
-    columns = list(next(iter(tasks.values()))["part_bytes"])
-    rows = [
-        {"task": name, "bytes": [*(one["part_bytes"][part] for part in columns), one["file_bytes"]]}
-        for name, one in tasks.items()
-    ]
+    columns = list(dict.fromkeys(part for one in tasks.values() for part in one["part_bytes"]))
+    rows = []
+    for name, one in tasks.items():
+        parts = [one["part_bytes"].get(part, 0) for part in columns]  # 0: an optional part
+        rows.append({"task": name, "bytes": [*parts, one["file_bytes"]]})
     return {"columns": [*columns, "file"], "rows": rows}
 
 

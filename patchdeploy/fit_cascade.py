@@ -291,7 +291,8 @@ def _explain(config: CascadeConfig, cascades: int, answers: Answers, smallest: f
 def attach_cascade(
     bundle: Bundle | Path | str, fit: CascadeFit, signing: Signing | None = None
 ) -> Bundle:
-    """Write ``fit``'s cascade into a new patch file of its task; all values keep their bits.
+    """Write ``fit``'s cascade into a new patch file of its task; all values keep their bits, and
+    the task its float files and float scores.
 
     Args:
         signing: who signs it, and for how long; by default nobody. It gets the next sequence
@@ -312,10 +313,13 @@ def attach_cascade(
         for px, path in entry.float_files.items()
         if (opened.path / path).exists()
     }
+    scores = opened.manifest.float_scores(fit.task)  # what does not ship may be gone
+    has_scores = scores is not None and (opened.path / scores).exists()
     return add_task(
         opened.path,
         replace(opened.patch(fit.task), cascade=fit.cascade),
         float_files=floats,
+        float_scores=opened.read(scores) if scores and has_scores else None,
         replace_existing=True,
         steps=steps,
         release=release,

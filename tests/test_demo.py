@@ -11,7 +11,7 @@ import pytest
 
 from patchdeploy.bundle import open_bundle
 from patchdeploy.data import load_packaged, overlapping
-from patchdeploy.demo import TASKS, DemoConfig, mean_drop
+from patchdeploy.demo import TASKS, DemoConfig, _parts, mean_drop
 from patchdeploy.report import Accuracy
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "patchdeploy")
@@ -102,3 +102,17 @@ def test_the_mean_drop_pairs_each_int8_figure_with_its_float_one():
         Accuracy("a", "head", "float", 32, 0.10, 10),
     ]
     assert mean_drop(rows) == pytest.approx((0.10 + 0.02) / 2)
+
+
+def test_bytes_by_part_are_shown_where_one_task_alone_has_a_cascade():
+    tasks = {
+        "plain": {"part_bytes": {"labels": 3, "values": 90}, "file_bytes": 200},
+        "routed": {"part_bytes": {"labels": 4, "values": 80, "cascade": 39}, "file_bytes": 230},
+    }
+    for order in (("plain", "routed"), ("routed", "plain")):
+        shown = _parts({name: tasks[name] for name in order})
+        assert shown["columns"] == ["labels", "values", "cascade", "file"]
+        assert {row["task"]: row["bytes"] for row in shown["rows"]} == {
+            "plain": [3, 90, 0, 200],
+            "routed": [4, 80, 39, 230],
+        }

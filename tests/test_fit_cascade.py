@@ -9,11 +9,12 @@ import pytest
 from bundle_cases import KEY, LABELS, make_bundle, reference_logits, snapshot
 from graph_cases import random_images
 
-from patchdeploy.bundle import open_bundle
+from patchdeploy.bundle import add_task, open_bundle
 from patchdeploy.cascade import SCORE_KINDS
 from patchdeploy.cascade.rule import route
 from patchdeploy.cascade.scores import confidence
 from patchdeploy.cascade.search import run_thresholds
+from patchdeploy.coding.choose_steps import fine_steps
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import (
     CertificationError,
@@ -218,6 +219,24 @@ def test_a_fitted_cascade_travels_in_the_patch_and_changes_no_value(bundle):
     assert made.patch("second").cascade is None
     assert made.header("second").encoding == "parts-1"
     assert verify_bundle(made.path, dataset, limit=8, reference_limit=2).ok
+
+
+def test_a_cascade_leaves_the_task_its_float_scores_and_its_float_files(bundle):
+    fit = fit_cascade(bundle, make_dataset(bundle), "first", LOOSE)
+    task = bundle.patch("first")
+    steps = fine_steps(task.values, bundle.coding_table)
+    release = SIGNING.release(bundle.header("first").sequence + 1)
+    bundle = add_task(
+        bundle.path, task, float_files={"first.16.onnx": b"float"}, float_scores=b"scores",
+        replace_existing=True, steps=steps, release=release,
+    )  # fmt: skip
+    made = attach_cascade(bundle, fit, SIGNING)
+    assert made.read(made.task("first").float_files["16"]) == b"float"
+    scores = made.manifest.float_scores("first")
+    assert made.read(scores) == b"scores"
+    (made.path / scores).unlink()  # it does not ship
+    made = attach_cascade(open_bundle(made.path), fit, SIGNING)
+    assert made.manifest.float_scores("first") is None
 
 
 def test_a_file_grows_by_less_than_a_kilobyte(bundle):
