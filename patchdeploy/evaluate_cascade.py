@@ -22,6 +22,7 @@ from patchdeploy.cascade import Answers, Cascade, smallest_tolerance
 from patchdeploy.cascade.certify import betting_p_value, check_level, contradicts
 from patchdeploy.cascade.describe import CascadeRow, describe_stages
 from patchdeploy.data import ImageDataset
+from patchdeploy.data.overlap import distinct_images
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.evaluate import head_labels, open_engine, sample
 from patchdeploy.measure import RESAMPLES, describe_device, measure_interleaved
@@ -202,7 +203,7 @@ def recertify_cascade(
     upper bound of what accuracy it loses. Nothing is chosen here and nothing is written.
 
     Args:
-        dataset: images; its labels are not looked at.
+        dataset: images; its labels are not looked at, and equal pixels count once.
         tolerance, confidence: as shares; by default those of the patch.
 
     Raises:
@@ -218,6 +219,7 @@ def recertify_cascade(
         check_level(tolerance, confidence)
         if not len(dataset):
             raise DataError(f"{dataset.name}: no images; a test needs some; give a folder of them")
+        dataset = distinct_images(dataset)  # copies are not as many independent images
         nothing = np.zeros(len(dataset), np.int64)
         scores = score_images(engine, dataset, nothing, task, progress)
     stage = scores.stages(cascade.rule)

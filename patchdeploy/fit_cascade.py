@@ -10,6 +10,8 @@ neither has seen. All that is compared comes from the same int8 scores of one ru
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,9 +36,11 @@ from patchdeploy.cascade.describe import CascadeRow, describe
 from patchdeploy.cascade.scores import ScoreKind
 from patchdeploy.cascade.search import Thresholds, run_thresholds
 from patchdeploy.data import ImageDataset
+from patchdeploy.data.overlap import distinct_images
 from patchdeploy.errors import CertificationError, ConfigError, DataError
 from patchdeploy.evaluate import head_labels
 from patchdeploy.patchfile import read_container, read_header
+from patchdeploy.patchfile.header import PatchHeader
 from patchdeploy.patchfile.payload import read_steps
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.task_scores import (
@@ -47,10 +51,12 @@ from patchdeploy.runtime.task_scores import (
     measure_costs,
     score_images,
 )
+from patchdeploy.storage import sha256_hex
 
 if TYPE_CHECKING:
     from patchdeploy.export import Signing
 
+LOGGER = logging.getLogger("patchdeploy.cascade")
 LEAST_IMAGES = 40
 """Below, no split holds enough to find or show anything."""
 SHARES = (0.25, 0.5, 0.25)
@@ -89,11 +95,15 @@ class CascadeConfig:
 
     def __post_init__(self) -> None:
         check_level(self.tolerance, self.confidence)
-        if min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if len(self.shares) != 3 or not (
+            min(self.shares) > 0 and abs(sum(self.shares) - 1) <= 1e-6
+        ):
             raise ConfigError(
                 f"shares {self.shares}; each of the three parts of the images must be above 0, and "
                 "they must be 1 together; leave them out for 25, 50 and 25 %"
             )
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed}; it must be 0 or more; choose 0")
         choices = {
             "score": (*SCORE_KINDS, "auto"),
             "cost": ("macs", "ms"),
@@ -120,6 +130,7 @@ class CascadeFit:
         greedy_saving: the same for Streeter's greedy algorithm.
         certified_tolerance: about the least tolerance that the certifying images could show.
         rows: on the report split: the cascade, the greedy one, every resolution alone.
+        models_sha256: of the models whose scores these are; empty where scores were given.
     """
 
     task: str
@@ -132,6 +143,7 @@ class CascadeFit:
     greedy_saving: float
     smallest_tolerance: float
     rows: tuple[CascadeRow, ...]
+    models_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -168,6 +180,7 @@ def fit_cascade(
             "and export the task at several"
         )
     with Engine.open(opened, config.runtime, threads=config.threads) as engine:
+        dataset = _without_copies(dataset)
         labels = head_labels(engine.classes(task), task, dataset)
         _check_count(dataset)
         scores = score_images(engine, dataset, labels, task, progress)
@@ -176,7 +189,28 @@ def fit_cascade(
             if config.cost == "macs"
             else measure_costs(engine, dataset, task)
         )
-    return fit_scores(scores, costs, config, task)
+    fit = fit_scores(scores, costs, config, task)
+    return replace(fit, models_sha256=_models_sha256(opened.header(task)))
+
+
+def _models_sha256(header: PatchHeader) -> str:
+    """Of the hashes of all models that a patch makes: equal where scores are."""
+    results = {name: dict(hashes) for name, hashes in header.results.items()}
+    return sha256_hex(json.dumps(results, sort_keys=True).encode())
+
+
+def _without_copies(dataset: ImageDataset) -> ImageDataset:
+    """Each image once: a copy in another split would be one that has been seen, and copies would
+    count as if they were as many independent images."""
+    kept = distinct_images(dataset)
+    if len(kept) < len(dataset):
+        LOGGER.warning(
+            "%s: %d of %d images have the pixels of another one; each counts once",
+            dataset.name,
+            len(dataset) - len(kept),
+            len(dataset),
+        )
+    return kept
 
 
 def _check_count(dataset: ImageDataset) -> None:
@@ -197,6 +231,11 @@ def fit_scores(scores: TaskScores, costs: Costs, config: CascadeConfig, task: st
     choose, certify, report = map(
         scores.subset, split_images(len(scores.labels), config.seed, config.shares)
     )
+    if not (len(choose.labels) and len(certify.labels) and len(report.labels)):
+        raise DataError(
+            f"{len(scores.labels)} images in shares {config.shares}: one of the three parts is "
+            "empty; give more images, or leave the shares out"
+        )
     reference = _reference(choose, costs, config)
     kinds = SCORE_KINDS if config.score == "auto" else (config.score,)
     paths: dict[ScoreKind, list[Thresholds]] = {}
@@ -299,6 +338,7 @@ def attach_cascade(
             number.
 
     Raises:
+        ConfigError: the task's patch makes other models than the one that ``fit`` is of.
         PatchRefusedError: the bundle's keys demand other signatures.
         StorageError: the disk is full; the bundle is as it was.
     """
@@ -306,6 +346,11 @@ def attach_cascade(
     entry = opened.task(fit.task)
     container = read_container(opened.read(entry.file))
     header = read_header(container)
+    if fit.models_sha256 not in ("", _models_sha256(header)):
+        raise ConfigError(
+            f"the patch of task {fit.task!r} makes other models than the one that the cascade was "
+            "fitted on, so its scores are others; fit the cascade again"
+        )
     steps = read_steps(container.payload, header, opened.coding_table)
     release = None if signing is None else signing.release(header.sequence + 1)
     floats = {

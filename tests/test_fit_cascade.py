@@ -167,6 +167,9 @@ def test_the_best_resolution_may_be_the_reference():
         ({"reference": "smallest"}, "reference 'smallest'"),
         ({"shares": (0.5, 0.5, 0.0)}, "each of the three parts of the images must be above 0"),
         ({"shares": (0.5, 0.5, 0.5)}, "they must be 1 together"),
+        ({"shares": (0.5, 0.5)}, "they must be 1 together"),
+        ({"shares": (float("nan"), 0.5, 0.5)}, "they must be 1 together"),
+        ({"seed": -1}, "seed -1; it must be 0 or more"),
     ],
 )
 def test_a_setting_outside_its_choices_is_refused(change, message):
@@ -222,7 +225,7 @@ def test_a_fitted_cascade_travels_in_the_patch_and_changes_no_value(bundle):
 
 
 def test_a_cascade_leaves_the_task_its_float_scores_and_its_float_files(bundle):
-    fit = fit_cascade(bundle, make_dataset(bundle), "first", LOOSE)
+    dataset = make_dataset(bundle)
     task = bundle.patch("first")
     steps = fine_steps(task.values, bundle.coding_table)
     release = SIGNING.release(bundle.header("first").sequence + 1)
@@ -230,6 +233,7 @@ def test_a_cascade_leaves_the_task_its_float_scores_and_its_float_files(bundle):
         bundle.path, task, float_files={"first.16.onnx": b"float"}, float_scores=b"scores",
         replace_existing=True, steps=steps, release=release,
     )  # fmt: skip
+    fit = fit_cascade(bundle, dataset, "first", LOOSE)
     made = attach_cascade(bundle, fit, SIGNING)
     assert made.read(made.task("first").float_files["16"]) == b"float"
     scores = made.manifest.float_scores("first")
@@ -284,3 +288,32 @@ def test_bad_images_and_tasks_are_refused_and_the_bundle_is_as_it_was(bundle, tm
     single = make_bundle(tmp_path / "single", tasks=("first",), resolutions=(16,))
     with pytest.raises(ConfigError, match="has one resolution, 16 px"):
         fit_cascade(single, dataset, "first", LOOSE)
+
+
+def test_copies_of_an_image_count_once_and_it_is_said(bundle, caplog):
+    dataset = make_dataset(bundle, 60)
+    twice = dataset.subset(np.arange(120) % 60)
+    plain = fit_cascade(bundle, dataset, "first", LOOSE)
+    found = fit_cascade(bundle, twice, "first", LOOSE)
+    assert found == plain
+    assert "60 of 120 images have the pixels of another one" in caplog.text
+    with pytest.raises(DataError, match=f"{LEAST_IMAGES - 1} images; a cascade is chosen"):
+        fit_cascade(bundle, dataset.subset(np.arange(400) % (LEAST_IMAGES - 1)), "first", LOOSE)
+
+
+def test_a_cascade_is_not_written_into_a_patch_that_it_was_not_fitted_on(bundle):
+    config = replace(LOOSE, uncertified=True)
+    fit = fit_cascade(bundle, make_dataset(bundle), "second", config)
+    before = snapshot(bundle.path)
+    with pytest.raises(ConfigError, match="makes other models than the one that the cascade was"):
+        attach_cascade(bundle, replace(fit, task="first"), SIGNING)
+    assert snapshot(bundle.path) == before
+
+
+def test_a_part_without_images_and_a_single_class_are_refused():
+    with pytest.raises(DataError, match="one of the three parts is empty"):
+        fit_scores(make_scores(400), COSTS, CascadeConfig(shares=(1e-9, 1 - 2e-9, 1e-9)), "task")
+    one = make_scores(400)
+    codes = {px: found[:, :1] for px, found in one.codes.items()}
+    with pytest.raises(ConfigError, match="scores of 1 class"):
+        fit_scores(replace(one, codes=codes), COSTS, CascadeConfig(), "task")

@@ -88,7 +88,15 @@ def confidence(kind: ScoreKind, codes: NDArray[np.int8], ratio: int) -> Int64Arr
 
     Returns:
         int64 [N], 0 .. MAX_CONFIDENCE[kind].
+
+    Raises:
+        ConfigError: fewer than two classes.
     """
+    if codes.shape[1] < 2:
+        raise ConfigError(
+            f"scores of {codes.shape[1]} class; how sure a head is compares classes, so a cascade "
+            "takes two or more; use one resolution"
+        )
     differences = codes.max(axis=1, keepdims=True).astype(np.int64) - codes
     if kind == "margin":
         margin: Int64Array = np.partition(differences, 1, axis=1)[:, 1]

@@ -63,6 +63,13 @@ def warn_overlap(
     return found
 
 
+def distinct_images(dataset: ImageDataset) -> ImageDataset:
+    """``dataset`` without the images whose pixels an earlier one has; decodes every image."""
+    places = {digest: index for index, digest in reversed([*enumerate(_pixel_digests(dataset))])}
+    kept = sorted(places.values())
+    return dataset if len(kept) == len(dataset) else dataset.subset(kept)
+
+
 def _pixel_digests(dataset: ImageDataset) -> list[bytes]:
     images = cast(Sequence[Pixels], dataset.images)
     return [pixels_digest(images[index]) for index in range(len(images))]

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Sequence
 
 from patchdeploy.cascade import SCORE_KINDS, Cascade, CascadeRule, Certificate, Stage
-from patchdeploy.errors import ConfigError
+from patchdeploy.errors import ConfigError, PatchRefusedError
 from patchdeploy.patchfile.parts import refuse
 
 VERSION = 1
@@ -38,8 +38,8 @@ def cascade_bytes(cascade: Cascade, resolutions: Sequence[int]) -> bytes:
         resolutions: sides in pixels, in the order of the header.
 
     Raises:
-        ConfigError: the cascade names a resolution that the patch does not hold, or a tolerance
-            or confidence that millionths cannot say.
+        ConfigError: the cascade names a resolution that the patch does not hold, has a tolerance
+            or confidence that millionths cannot say, or is one that `read_cascade` refuses.
     """
     rule, certificate = cascade.rule, cascade.certificate
     for px in (*rule.resolutions, certificate.reference):
@@ -49,6 +49,11 @@ def cascade_bytes(cascade: Cascade, resolutions: Sequence[int]) -> bytes:
                 f"{', '.join(map(str, sorted(resolutions)))} px; fit the cascade over these"
             )
     places = {px: place for place, px in enumerate(resolutions)}
+    if len(rule.stages) > MAX_STAGES or not 0 <= certificate.images < 2**32:
+        raise ConfigError(
+            f"a cascade of {len(rule.stages)} stages, certified on {certificate.images} images; a "
+            f"patch file holds at most {MAX_STAGES} stages and {2**32 - 1} images; fit it again"
+        )
     head = _HEAD.pack(
         VERSION,
         SCORE_KINDS.index(rule.score),
@@ -60,7 +65,12 @@ def cascade_bytes(cascade: Cascade, resolutions: Sequence[int]) -> bytes:
         certificate.images,
     )
     stages = [_STAGE.pack(places[one.resolution], one.threshold, one.ratio) for one in rule.stages]
-    return head + b"".join(stages)
+    content = head + b"".join(stages)
+    try:
+        read_cascade(content, resolutions)
+    except PatchRefusedError as error:
+        raise ConfigError(f"a cascade that no reader takes: {error}; fit it again") from error
+    return content
 
 
 def _millionths(name: str, share: float, least: int) -> int:

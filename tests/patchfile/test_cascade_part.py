@@ -204,3 +204,21 @@ def test_a_share_that_millionths_cannot_say_is_not_written(share):
     certificate = replace(CASCADE.certificate, tolerance=share)
     with pytest.raises(ConfigError, match="a patch file says it in millionths"):
         cascade_bytes(replace(CASCADE, certificate=certificate), SIDES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"images": 0}, "no reader takes"), ({"images": 2**32}, "at most"), ({"images": -1}, "-1")],
+)
+def test_a_certificate_that_no_reader_takes_is_not_written(change, message):
+    broken = replace(CASCADE, certificate=replace(CASCADE.certificate, **change))
+    with pytest.raises(ConfigError, match=message):
+        cascade_bytes(broken, SIDES)
+
+
+def test_more_stages_than_a_file_holds_are_not_written():
+    sides = tuple(range(32, 32 + 17))
+    stages = (*(Stage(px, 1, 0) for px in sides[:-1]), Stage(sides[-1], 0, 0))
+    many = Cascade(CascadeRule("margin", stages), replace(CASCADE.certificate, reference=32))
+    with pytest.raises(ConfigError, match="a cascade of 17 stages"):
+        cascade_bytes(many, sides)
