@@ -340,6 +340,7 @@ def plot_cascades(data: ReportData) -> str:
                           textcoords="offset points")  # fmt: skip
         x, y = 100 * (1 - cascade.saving), 100 * cascade.accuracy
         axes.plot([x], [y], "*", color=f"C{k}", markersize=14, label=f"{result.task}, cascade")
+    axes.margins(0.08, 0.15)  # room for the labels
     if not shown:
         axes.text(0.5, 0.5, "no cascade was certified", ha="center", transform=axes.transAxes)
     axes.set_xlabel("multiply-accumulates an image, % of the largest resolution's")
