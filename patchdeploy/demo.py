@@ -145,9 +145,10 @@ def run_demo(out: Path, *, quick: bool = False, seed: int = 0, log: Log) -> Demo
         trained = _train_all(config, log)
     for task, one in trained.items():
         one.patch.save_pretrained(out / "patches" / task)
-    with clock.step("export one int8 base and a patch per task"):
-        bundle = _export(out, base, {task: one.patch for task, one in trained.items()}, data)
     signing = _signing(out / "keys")
+    patches = {task: one.patch for task, one in trained.items()}
+    with clock.step("export one int8 base and a patch per task"):
+        bundle = _export(out / "bundle", base, patches, data, signing)
     with clock.step("fit cascades over the resolutions"):
         unused = {
             task: leftover(load_packaged(task)[0], config.train_images) for task in config.tasks
@@ -252,12 +253,12 @@ def _load(task: str, config: DemoConfig) -> tuple[ImageDataset, ImageDataset]:
 
 
 def _export(
-    out: Path,
+    folder: Path,
     base: Base,
     patches: Mapping[str, Patch],
     data: Mapping[str, tuple[ImageDataset, ImageDataset]],
+    signing: Signing,
 ) -> Bundle:
-    folder = out / "bundle"
     if (folder / MANIFEST).exists():  # of an earlier run; everything in it can be made again
         shutil.rmtree(folder)
     return export_bundle(
@@ -268,7 +269,7 @@ def _export(
         float_files=True,
         coding=CodingConfig(),
         validation={task: _hold_out(train)[1] for task, (train, _) in data.items()},
-        signing=_signing(out / "keys"),
+        signing=signing,
     )
 
 

@@ -164,7 +164,7 @@ def judge_cascade(
     rows = [describe_stages("cascade", answers, rule.resolutions, stage)]
     nowhere = np.zeros_like(stage)
     rows += [describe_stages(f"{px} px", answers, (px,), nowhere) for px in answers.by_cost]
-    losses = scores.losses(cascade)
+    losses = in_any_order(answers.losses(rule.resolutions, stage))
     level = 1 - certificate.confidence
     return CascadeEvaluation(
         task=task,

@@ -67,7 +67,7 @@ def describe_stages(
         answered=tuple(float(np.mean(stage == k)) for k in range(len(sides))),
         saving=1 - float(spent.mean()) / answers.costs[answers.reference],
         accuracy=float(own.mean()),
-        gap=paired_interval(reference.astype(np.int64) - own.astype(np.int64)),
+        gap=paired_interval(answers.losses(sides, stage)),
         early=int(early.sum()),
         early_accuracy=float(own[early].mean()) if early.any() else None,
         early_reference=float(reference[early].mean()) if early.any() else None,

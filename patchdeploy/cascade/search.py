@@ -69,6 +69,11 @@ class Answers:
         """int64 [N] in -1, 0, 1: what answering at ``px`` loses against the reference."""
         return self.correct[self.reference].astype(np.int64) - self.correct[px].astype(np.int64)
 
+    def losses(self, sides: Sequence[int], stage: Int64Array) -> Int64Array:
+        """int64 [N] in -1, 0, 1: of each image at ``sides[stage]``, which answers it."""
+        found: Int64Array = np.stack([self.loss(px) for px in sides])[stage, np.arange(len(stage))]
+        return found
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -114,9 +119,8 @@ def run_thresholds(answers: Answers, cascade: Thresholds) -> Outcome:
                 for px, value in zip(sides[:-1], cascade.values, strict=True)
             ]
         )
-    losses = np.stack([answers.loss(px) for px in sides])
     spent = np.cumsum([answers.costs[px] for px in sides])
-    loss = losses[stage, np.arange(answers.count)]
+    loss = answers.losses(sides, stage)
     return Outcome(stage, loss, float(spent[stage].mean()))
 
 

@@ -80,11 +80,9 @@ class TaskScores:
 
     def losses(self, cascade: Cascade) -> NDArray[np.int64]:
         """int64 [N] in -1, 0, 1, `in_any_order`: what ``cascade`` loses against its reference."""
-        stage = self.stages(cascade.rule)
-        correct = np.stack([self.correct[px] for px in cascade.rule.resolutions])
-        own = correct[stage, np.arange(len(stage))]
-        reference = self.correct[cascade.certificate.reference]
-        return in_any_order(reference.astype(np.int64) - own.astype(np.int64))
+        rule = cascade.rule
+        answers = Answers(self.correct, {}, {}, cascade.certificate.reference)
+        return in_any_order(answers.losses(rule.resolutions, self.stages(rule)))
 
 
 def in_any_order(losses: NDArray[np.int64]) -> NDArray[np.int64]:
