@@ -7,7 +7,7 @@ smallest and the largest; ours, certified, and as the choosing split leaves it; 
 our shares; an oracle that takes the cheapest resolution that is right. Milliseconds are measured
 from a decoded image, in both runtimes, with the same image for every candidate in a round.
 
-What is trained and scored is kept under out/cascade, so a run that was stopped goes on.
+What is trained and scored is kept under out/cascade, so a stopped run is resumed.
 
     .venv/bin/python benchmarks/cascade.py [--task NAME ...] [--quick]
     .venv/bin/python benchmarks/cascade.py --training     # ways to train, on Fashion-MNIST

@@ -2,7 +2,7 @@
 
 In: a `CascadePlan`. Out: a `CascadeSubject`: a bundle with the task, and the int8 scores of every
 resolution on images that no weight, epoch, range or step was chosen with. Each step that is done is
-kept, so a run that was stopped goes on after it.
+kept, so a stopped run is resumed after it.
 """
 
 from __future__ import annotations

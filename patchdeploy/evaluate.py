@@ -180,11 +180,7 @@ def bench_bundle(
         UnknownTaskError: the bundle has no task.
         ConfigError: no runtime, an unknown one, or a count out of range.
     """
-    if not runtimes or not threads or min(threads) < 1:
-        raise ConfigError(
-            f"runtimes {list(runtimes)}, threads {list(threads)}; there must be at least one of "
-            "each, and threads are 1 or more; name for instance litert and 1"
-        )
+    check_candidates(runtimes, threads)
     with ExitStack() as stack:
         engines = {
             (runtime, count): stack.enter_context(
@@ -208,6 +204,19 @@ def bench_bundle(
         "latency": latency,
         "swaps": _swaps(bundle, runtimes, max(resolutions), rounds, warmup, stores or {}),
     }
+
+
+def check_candidates(runtimes: Sequence[str], threads: Sequence[int]) -> None:
+    """Whether there is something to time.
+
+    Raises:
+        ConfigError: no runtime, no thread count, or one below 1.
+    """
+    if not runtimes or not threads or min(threads) < 1:
+        raise ConfigError(
+            f"runtimes {list(runtimes)}, threads {list(threads)}; there must be at least one of "
+            "each, and threads are 1 or more; name for instance litert and 1"
+        )
 
 
 def _first_task(engine: Engine) -> str:

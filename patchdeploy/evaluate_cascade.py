@@ -24,7 +24,7 @@ from patchdeploy.cascade.describe import CascadeRow, describe_stages
 from patchdeploy.data import ImageDataset
 from patchdeploy.data.overlap import distinct_images
 from patchdeploy.errors import ConfigError, DataError
-from patchdeploy.evaluate import head_labels, open_engine, sample
+from patchdeploy.evaluate import check_candidates, head_labels, open_engine, sample
 from patchdeploy.measure import RESAMPLES, describe_device, measure_interleaved
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.task_scores import (
@@ -276,11 +276,9 @@ def bench_cascade(
         ConfigError: the patch has no cascade; a count out of range.
         DataError: too few images.
     """
-    if not runtimes or not threads or min(*threads, repeats) < 1:
-        raise ConfigError(
-            f"runtimes {list(runtimes)}, threads {list(threads)}, repeats {repeats}; there must be "
-            "at least one of each, and threads are 1 or more; name for instance litert and 1"
-        )
+    check_candidates(runtimes, threads)
+    if repeats < 1:
+        raise ConfigError(f"repeats {repeats}; each image is timed once or more; choose 5")
     chosen = sample(dataset, images)
     if len(chosen) < LEAST_TIMED:
         raise DataError(
