@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "faults")]
 import case_folders  # noqa: E402, F401  (adds the folders of the cases)
 import numpy as np  # noqa: E402
 from bundle_cases import make_bundle  # noqa: E402
+from cascade_cases import IMAGES, make_rule, with_cascade  # noqa: E402
 from graph_cases import GRAPH_CASES  # noqa: E402
 from jvm import Patchkit  # noqa: E402
 from patch_cases import PatchCase, Rng, random_cases  # noqa: E402
@@ -34,13 +35,21 @@ from store_steps import TABLE as STORE_TABLE  # noqa: E402
 from store_steps import Ask, Settings, random_steps  # noqa: E402
 
 from patchdeploy.bundle import Bundle, open_bundle  # noqa: E402
+from patchdeploy.bundle.manifest import Manifest  # noqa: E402
 from patchdeploy.cascade import SCORE_KINDS, Cascade, CascadeRule, Stage, confidence  # noqa: E402
 from patchdeploy.cascade.rule import route  # noqa: E402
 from patchdeploy.data import Preprocessing, image_pixels, resize_image  # noqa: E402
-from patchdeploy.errors import PatchRefusedError, SlotTableError  # noqa: E402
+from patchdeploy.errors import (  # noqa: E402
+    FileFormatError,
+    IntegrityError,
+    PatchRefusedError,
+    SlotTableError,
+)
 from patchdeploy.patchfile import Policy  # noqa: E402
 from patchdeploy.patchfile.golden import enlarge  # noqa: E402
 from patchdeploy.patchfile.pack import open_patch  # noqa: E402
+from patchdeploy.runtime import Engine  # noqa: E402
+from patchdeploy.runtime.self_test import score_codes  # noqa: E402
 from patchdeploy.slots import PatchValues, SlotTable  # noqa: E402
 
 FIELDS = ("weight_scale", "bias", "activation_scale", "activation_zero_point", "weights")
@@ -77,6 +86,8 @@ def main(arguments: list[str]) -> int:
         folder = Path(made)
         codes = compare_patches(comparison, kotlin, folder, options.patches, options.seed)
         compare_bundles(comparison, kotlin, folder, options.bundle)
+        compare_cascade(comparison, kotlin, folder)
+        compare_manifests(comparison, kotlin, folder, options.others, options.seed)
         compare_scores(comparison, kotlin, options.others, options.seed)
         compare_images(comparison, kotlin, options.others, options.seed)
         compare_tables(comparison, kotlin, folder, options.others, options.seed)
@@ -176,8 +187,10 @@ def compare_bundles(
         bundles.append(open_bundle(given))
     for bundle in bundles:
         compare_bundle(comparison, kotlin, bundle)
-        same = compare_runtime(comparison, kotlin, bundle, seed=1)
-        say(f"LiteRT on {bundle.path.name}: {same['equal']} of {same['all']} scores the same bits")
+        for runtime in ("litert", "onnxruntime"):
+            same = compare_runtime(comparison, kotlin, bundle, runtime, seed=1)
+            shown = f"{same['equal']} of {same['all']} scores the same bits"
+            say(f"{runtime} on {bundle.path.name}: {shown}")
 
 
 def compare_bundle(comparison: Comparison, kotlin: Patchkit, bundle: Bundle) -> None:
@@ -202,17 +215,126 @@ def compare_bundle(comparison: Comparison, kotlin: Patchkit, bundle: Bundle) -> 
 
 
 def compare_runtime(
-    comparison: Comparison, kotlin: Patchkit, bundle: Bundle, seed: int
+    comparison: Comparison, kotlin: Patchkit, bundle: Bundle, runtime: str, seed: int
 ) -> Counter[str]:
-    """LiteRT's scores: within `MOST_LSB`; how many are the same bits, by bundle."""
-    manifest = bundle.manifest
-    policy = policy_fields(Policy(manifest.trusted, allow_unsigned=manifest.trusted is None))
+    """The Engines' scores: within `MOST_LSB`; how many are the same bits."""
     same: Counter[str] = Counter()
-    for case, ours, theirs, worst in both_scores(kotlin, bundle, policy, seed):
-        comparison.check("scores of LiteRT", f"{case}, LSB", True, worst <= MOST_LSB)
+    for case, ours, theirs, worst in both_scores(kotlin, bundle, runtime, seed):
+        comparison.check(f"scores of {runtime}", f"{case}, LSB", True, worst <= MOST_LSB[runtime])
         same["equal"] += int((ours.view(np.int32) == theirs.view(np.int32)).sum())
         same["all"] += ours.size
     return same
+
+
+def compare_cascade(comparison: Comparison, kotlin: Patchkit, folder: Path) -> None:
+    """Where a cascade of each kind answers: what Python's rule says of the scores that Kotlin's
+    runtime gives, and (onnxruntime, whose scores are the same bits) what Python's Engine says."""
+    for kind in SCORE_KINDS:
+        made = make_bundle(folder / kind, "branches", signed=True)
+        bundle = with_cascade(made, "first", make_rule(made, kind), 2)
+        for runtime in MOST_LSB:
+            fields: dict[str, Any] = {"bundle": str(bundle.path), "runtime": runtime, "threads": 1}
+            fields |= {"task": "first", "width": IMAGES.shape[2], "height": IMAGES.shape[1]}
+            with Engine.open(bundle, runtime) as engine:
+                cascade = engine.cascade("first")
+                assert cascade is not None
+                first, last = cascade.rule.stages
+                alone = kotlin.ask("engine", IMAGES.tobytes(), px=first.resolution, **fields)
+                scores = np.array([bits for _, bits in alone["found"]], np.int32).view(np.float32)
+                codes = score_codes(scores, *engine.patch_values("first", first.resolution))
+                is_sure = confidence(kind, codes, first.ratio) >= first.threshold
+                expected = np.where(is_sure, first.resolution, last.resolution).tolist()
+                answers = engine.classify(list(IMAGES), "first", cascade=True)
+            answer = kotlin.ask("engine", IMAGES.tobytes(), **fields)
+            found = [px for px, _ in answer.get("found", [])] or answer
+            comparison.check(f"cascades of {runtime}", kind, expected, found)
+            if runtime == "onnxruntime":
+                ours = [one.resolution for one in answers]
+                comparison.check(f"cascades of {runtime}", f"{kind}, Engines", ours, found)
+
+
+def compare_manifests(
+    comparison: Comparison, kotlin: Patchkit, folder: Path, count: int, seed: int
+) -> None:
+    """Mutated manifests, each with its own hash made right: what is read, or that it is refused."""
+    rng = np.random.default_rng(seed)
+    manifest = make_bundle(folder / "manifest", "branches", signed=True).path / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    for number in range(count):
+        data = mutated_manifest(rng, document) if number else manifest.read_bytes()
+        answer = kotlin.ask("manifest", data)
+        expected = manifest_fields(data)
+        found = answer if answer.get("code") == "ok" else {"code": REFUSED.get(answer["code"])}
+        comparison.check("manifests", f"{number} of seed {seed}: {data[:2000]!r}", expected, found)
+
+
+REFUSED = {"FileFormatException": "format", "IntegrityException": "integrity"}
+
+
+def mutated_manifest(rng: Rng, document: Any) -> bytes:
+    """One or two values of the manifest changed, and now and then a byte of its text."""
+    changed = json.loads(json.dumps(document))
+    for _ in range(int(rng.integers(1, 3))):
+        mutate_value(rng, changed)
+    changed.pop("manifest_sha256", None)
+    text = json.dumps(changed, sort_keys=True, indent=2, ensure_ascii=False)
+    digest = hashlib.sha256(text.encode() + b"\n").hexdigest()
+    data = bytearray(
+        json.dumps(
+            {**changed, "manifest_sha256": digest}, sort_keys=True, indent=2, ensure_ascii=False
+        ).encode()
+        + b"\n"
+    )
+    if rng.random() < 0.1:
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(7))
+    return bytes(data)
+
+
+def mutate_value(rng: Rng, value: Any) -> None:
+    """Walk down at random; there set, remove, double or add a value."""
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            return
+        key = keys[rng.integers(len(keys))]
+        if not isinstance(value[key], dict | list) or rng.random() < 0.2:
+            break
+        value = value[key]
+    match rng.integers(4):
+        case 0:
+            del value[key]
+        case 1 if isinstance(value, dict):
+            value[f"{key}x"] = value[key]
+        case 2 if isinstance(value, list):
+            value.append(value[key])
+        case _:
+            value[key] = [0, -1, 1, 2**31, 2**53, 0.5, True, None, "", "../x", ".x", [], {}][
+                rng.integers(13)
+            ]
+
+
+def manifest_fields(data: bytes) -> dict[str, Any]:
+    """What Python reads, in the form of Kotlin's answer."""
+    try:
+        found = Manifest.from_json(data)
+    except IntegrityError:
+        return {"code": "integrity"}
+    except FileFormatError:
+        return {"code": "format"}
+    trusted = found.trusted
+    return {
+        "code": "ok",
+        "tasks": {
+            name: [one.file, list(one.classes), list(one.resolutions)]
+            for name, one in found.tasks.items()
+        },
+        "files": {path: [one.sha256, one.bytes, one.ships] for path, one in found.files.items()},
+        "converters": {name: [one.file, one.slots] for name, one in found.converters.items()},
+        "base": [found.base_name, found.base_sha256, found.coding],
+        "trusted": None if trusted is None else [k and k.hex() for k in trusted.keys],
+        "resolutions": list(found.resolutions),
+        "input_size": found.preprocessing.input_size,
+    }
 
 
 # -- cascades --------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Kernels in the form that the processor multiplies exactly, found by trying, and by force."""
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,3 +149,10 @@ def test_an_unsigned_overlay_is_the_overlay_made_unsigned(tmp_path):
     assert overlay(base, table, {24: values}) == unsigned_kernels(
         patched(bundle, "second", "onnx", 24)
     )
+
+
+def test_the_probe_is_the_model_that_kotlin_probes_with():
+    """OnnxRuntimeBackendTest.kt holds the same hash."""
+    test = Path(__file__).parents[2] / "android_demo/patchkit-onnxruntime/src/test/kotlin"
+    text = (test / "OnnxRuntimeBackendTest.kt").read_text()
+    assert hashlib.sha256(probe.probe_model()).hexdigest() in text

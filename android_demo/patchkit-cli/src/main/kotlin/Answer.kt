@@ -3,7 +3,6 @@ package patchdeploy.cli
 import java.io.DataInputStream
 import java.io.InputStream
 import java.io.PrintStream
-import patchdeploy.litert.LiteRtBackend
 import patchdeploy.patchkit.PatchRefusedException
 import patchdeploy.patchkit.PatchkitException
 import patchdeploy.patchkit.cascade.CascadeRule
@@ -18,13 +17,12 @@ import patchdeploy.patchkit.image.resizeImage
 import patchdeploy.patchkit.patchfile.enlarge
 import patchdeploy.patchkit.patchfile.openPatch
 import patchdeploy.patchkit.sha256Hex
-import patchdeploy.patchkit.slots.BaseFile
 import patchdeploy.patchkit.slots.SlotTable
 import patchdeploy.patchkit.slots.checkBase
 import patchdeploy.patchkit.slots.overlay
 
 /**
- * Questions of android_demo/compare.py, one JVM for all of them.
+ * Questions of tests/android/compare.py, one JVM for all of them.
  *
  * In: for each a line of JSON, `ask` and what it needs, then `bytes` bytes. Out: a line of JSON.
  */
@@ -56,7 +54,8 @@ private fun readLine(source: InputStream): ByteArray? {
 private fun answer(question: Document, data: ByteArray): Map<String, Any?> = try {
     when (val ask = question.text("ask")) {
         "patch" -> judgePatch(question, data)
-        "scores" -> mapOf("found" to question.scores(data))
+        "engine" -> mapOf("found" to question.engineAnswers(data))
+        "manifest" -> manifestFields(data)
         "overlay" -> overlayAll(question, data)
         "confidence" -> mapOf("confidence" to question.confidences(data))
         "route" -> mapOf("stages" to question.routes(data))
@@ -99,20 +98,6 @@ private fun overlayAll(question: Document, data: ByteArray): Map<String, Any?> {
     checkBase(base, slots)
     val found = opened.patch.values.mapValues { (px, values) -> sha256Hex(overlay(base, slots, px, values)) }
     return mapOf("found" to found, "signed" to opened.checked.header.results[slots.runtime])
-}
-
-/** By image, the bits of LiteRT's scores of the task's classes; the data is images, uint8 RGB. */
-private fun Document.scores(data: ByteArray): List<List<Int>> {
-    val px = int("px")
-    val opened = openPatch(read(text("patch")), policyOf(child("policy")), tableAt(text("table")), px)
-    val base = BaseFile(read(text("base")), SlotTable.fromJson(read(text("slots"))))
-    LiteRtBackend(base, int("threads")).load(opened.patch.values.getValue(px), px).use { resident ->
-        val length = px * px * 3
-        return data.indices.step(length).map { start ->
-            val scores = resident.run(data.copyOfRange(start, start + length))
-            opened.patch.classes.indices.map { scores[it].toRawBits() }
-        }
-    }
 }
 
 /** int8 [images, classes] of the data, image by image. */

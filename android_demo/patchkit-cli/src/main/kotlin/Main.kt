@@ -20,10 +20,13 @@ private const val USAGE = """patchkit-cli COMMAND ...
   vectors FOLDER                                       judge the vectors of tests/patchfile
   bench PATCH CODING-TABLE BASE SLOTS [KEYS | --unsigned]
                                                        times of decoding, laying over and resizing
+  classify BUNDLE IMAGE... [--task NAME] [--resolution PX | --cascade]
+           [--runtime litert | onnxruntime] [--threads N]
+                                                       labels and probabilities of picture files
   answer                                               questions on stdin, for compare.py
 KEYS is the list of trusted keys; files are checked for the task that they name"""
 
-private class WrongUse(message: String) : Exception(message)
+internal class WrongUse(message: String) : Exception(message)
 
 public fun main(arguments: Array<String>) {
     exitProcess(
@@ -53,6 +56,7 @@ private fun run(arguments: List<String>): Int {
         "overlay" -> println(toJson(overlayFile(rest.given(6), rest.trust(6))))
         "vectors" -> return judgeVectors(rest.given(1).single()).let { println(toJson(it.report)); it.exitCode }
         "bench" -> println(toJson(bench(rest.given(4), rest.trust(4))))
+        "classify" -> println(toJson(classify(readClassifyOptions(rest))))
         "answer" -> answerQuestions(System.`in`, System.out)
         "--help", "-h" -> println(USAGE)
         else -> throw WrongUse("no command '${arguments.firstOrNull().orEmpty()}'")

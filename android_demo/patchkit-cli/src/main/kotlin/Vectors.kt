@@ -6,6 +6,7 @@ import patchdeploy.patchkit.coding.CodingTable
 import patchdeploy.patchkit.patchfile.checkPatchFile
 import patchdeploy.patchkit.patchfile.checkResults
 import patchdeploy.patchkit.patchfile.openPatch
+import patchdeploy.patchkit.slots.BaseFile
 import patchdeploy.patchkit.slots.SlotTable
 
 /** The vectors of tests/patchfile: how many patchkit judges as they say, and which it does not. */
@@ -62,7 +63,7 @@ private fun judgeBase(vectors: Document): Map<String, Boolean> {
             val base = vectors.child("bases").child(case.text("base")).child(runtime)
             val slots = SlotTable.fromJson(toJson(base.getValue("slots")).toByteArray())
             val found = verdict {
-                checkResults(openPatch(case.base64("file"), policy, table), runtime, base.base64("file"), slots)
+                checkResults(openPatch(case.base64("file"), policy, table), BaseFile(base.base64("file"), slots))
             }
             "$runtime: ${case.text("name")}" to (found == if (code in OF_A_RUNTIME) "ok" else code)
         }

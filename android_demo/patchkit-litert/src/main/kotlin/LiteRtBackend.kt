@@ -1,6 +1,5 @@
 package patchdeploy.litert
 
-import java.nio.ByteBuffer
 import java.util.concurrent.locks.ReentrantLock
 import kotlin.concurrent.withLock
 import org.bytedeco.javacpp.BytePointer
@@ -20,11 +19,12 @@ import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteInterpreterOption
 import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteModelCreate
 import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteModelDelete
 import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteTensorByteSize
-import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteTensorCopyFromBuffer
-import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteTensorCopyToBuffer
+import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteTensorData
 import org.bytedeco.tensorflowlite.global.tensorflowlite.TfLiteVersion
+import patchdeploy.patchkit.PatchkitException
 import patchdeploy.patchkit.RuntimeBackendException
 import patchdeploy.patchkit.runtime.Backend
+import patchdeploy.patchkit.runtime.PRIVATE_BYTES_PER_MODEL_BYTE
 import patchdeploy.patchkit.runtime.Resident
 import patchdeploy.patchkit.slots.BaseFile
 import patchdeploy.patchkit.slots.PatchValues
@@ -48,12 +48,24 @@ public class LiteRtBackend(private val base: BaseFile, private val threads: Int 
         require(threads >= 1) { "$threads threads; there must be 1 or more" }
     }
 
-    override fun load(values: PatchValues, resolution: Int): Resident =
-        LiteRtResident(base.render(values, resolution), threads)
+    override fun load(values: PatchValues, resolution: Int): Resident {
+        val model = BytePointer(base.size.toLong())
+        try {
+            base.renderInto(model.asByteBuffer(), values, resolution)
+        } catch (error: PatchkitException) {
+            model.close()
+            throw error
+        }
+        return LiteRtResident(model, threads)
+    }
 }
 
-/** @param model a whole .tflite, which must stay as it is while the interpreter lives. */
-private class LiteRtResident(private val model: ByteBuffer, threads: Int) : Resident {
+/**
+ * @param model a whole .tflite outside of the JVM's heap, which must stay as it is while the
+ *   interpreter lives; it is freed with it.
+ */
+private class LiteRtResident(private val model: BytePointer, threads: Int) : Resident {
+    override val residentBytes: Long = PRIVATE_BYTES_PER_MODEL_BYTE * model.capacity()
     private val lock = ReentrantLock()
     private val delegate = XnnpackDelegate(threads)
     private var native: TfLiteModel? = null
@@ -69,7 +81,7 @@ private class LiteRtResident(private val model: ByteBuffer, threads: Int) : Resi
     }
 
     private fun open(threads: Int) {
-        val whole = TfLiteModelCreate(BytePointer(model), model.capacity().toLong()) ?: throw refused("the file")
+        val whole = TfLiteModelCreate(model, model.capacity()) ?: throw refused("the file")
         native = whole
         val options = TfLiteInterpreterOptionsCreate()
         try {
@@ -96,14 +108,11 @@ private class LiteRtResident(private val model: ByteBuffer, threads: Int) : Resi
                     "resize it with resizeImage to the resident's resolution",
             )
         }
-        BytePointer(*image).use { pixels -> demand(TfLiteTensorCopyFromBuffer(input, pixels, image.size.toLong())) }
+        BytePointer(TfLiteTensorData(input)).put(image, 0, image.size)
         demand(TfLiteInterpreterInvoke(live))
         val output = TfLiteInterpreterGetOutputTensor(live, 0)
         val scores = FloatArray((TfLiteTensorByteSize(output) / Float.SIZE_BYTES).toInt())
-        FloatPointer(scores.size.toLong()).use { found ->
-            demand(TfLiteTensorCopyToBuffer(output, found, TfLiteTensorByteSize(output)))
-            found.get(scores)
-        }
+        FloatPointer(TfLiteTensorData(output)).get(scores)
         scores
     }
 
@@ -117,6 +126,7 @@ private class LiteRtResident(private val model: ByteBuffer, threads: Int) : Resi
         delegate.close()
         native?.let { TfLiteModelDelete(it) }
         native = null
+        model.close()
     }
 
     private companion object {

@@ -67,7 +67,7 @@ class LiteRtBackendTest {
             val opened = open(case)
             val (file, slots) = base(case["base"])
             val found = try {
-                checkResults(opened, "tflite", file, slots)
+                checkResults(opened, BaseFile(file, slots))
                 runSelfTest(LiteRtBackend(BaseFile(file, slots)), opened.patch, table)
                 "ok"
             } catch (error: PatchRefusedException) {

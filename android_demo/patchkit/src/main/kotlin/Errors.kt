@@ -52,7 +52,8 @@ public class SlotTableException internal constructor(message: String, cause: Thr
 public class PatchKeyException internal constructor(message: String, cause: Throwable? = null) :
     PatchkitException(message, cause)
 
-public class IntegrityException internal constructor(message: String) : PatchkitException(message)
+public class IntegrityException internal constructor(message: String, cause: Throwable? = null) :
+    PatchkitException(message, cause)
 
 /**
  * A patch file that failed one of the checks of docs/patch-format.md.

@@ -13,7 +13,7 @@ import patchdeploy.patchkit.patchfile.TrustedKeys
 import patchdeploy.patchkit.slots.PatchValues
 
 /** A JSON object of the repository's test vectors, or of the cases that Python made. */
-internal typealias Document = Map<String, Any?>
+public typealias Document = Map<String, Any?>
 
 private val RULES = JsonRules(repeatedKeys = false, loneSurrogates = true, mostDigits = 308, mostLevels = 32)
 
@@ -21,22 +21,22 @@ private val RULES = JsonRules(repeatedKeys = false, loneSurrogates = true, mostD
 internal fun readDocument(path: Path): Document = parseJson(Files.readAllBytes(path), RULES) as Document
 
 /** A file of tests/patchfile. */
-internal fun readVectors(name: String): Document {
+public fun readVectors(name: String): Document {
     val root = checkNotNull(System.getProperty("patchdeploy.repository")) { "patchdeploy.repository is not set" }
     return readDocument(Path.of(root, "tests", "patchfile", name))
 }
 
 @Suppress("UNCHECKED_CAST")
-internal fun Document.child(key: String): Document = getValue(key) as Document
+public fun Document.child(key: String): Document = getValue(key) as Document
 
 @Suppress("UNCHECKED_CAST")
-internal fun Document.children(key: String): List<Document> = getValue(key) as List<Document>
+public fun Document.children(key: String): List<Document> = getValue(key) as List<Document>
 
-internal fun Document.text(key: String): String = getValue(key) as String
+public fun Document.text(key: String): String = getValue(key) as String
 
-internal fun Document.long(key: String): Long? = get(key) as Long?
+public fun Document.long(key: String): Long? = get(key) as Long?
 
-internal fun Document.base64(key: String): ByteArray = Base64.getDecoder().decode(text(key))
+public fun Document.base64(key: String): ByteArray = Base64.getDecoder().decode(text(key))
 
 /** The reader's demands as vectors.json and its siblings have them; absent and null: no demand. */
 internal fun policyOf(fields: Document): Policy = Policy(

@@ -24,9 +24,12 @@ public data class Preprocessing(val resize: ResizeKind, val cropFraction: Double
             throw ConfigException("crop_fraction $cropFraction; it must be in [$LEAST_CROP_FRACTION, 1]; correct it")
         }
     }
+
+    internal companion object {
+        const val LEAST_CROP_FRACTION = 0.1
+    }
 }
 
-private const val LEAST_CROP_FRACTION = 0.1
 private const val MOST_SIDE_PX = 4096
 
 /** A crop that would resize to more than so many times the result's pixels resizes its centre alone. */

@@ -65,12 +65,14 @@ public data class Policy(
  * @property payload the bytes whose hash the header gives.
  * @property sha256 of the whole file, its name in a store.
  * @property signedBy indices of the keys; empty for an unsigned file.
+ * @property fileBytes its length.
  */
 public class CheckedPatch internal constructor(
     public val header: PatchHeader,
     internal val payload: Bytes,
     public val sha256: String,
     public val signedBy: List<Int>,
+    public val fileBytes: Int,
 )
 
 private class Container(val header: ByteArray, val signatures: List<Pair<Int, ByteArray>>, val payload: Bytes)
@@ -91,7 +93,7 @@ public fun checkPatchFile(data: ByteArray, policy: Policy): CheckedPatch {
     checkPayload(header, container.payload)
     checkPlace(header, policy)
     checkTime(header, policy)
-    return CheckedPatch(header, container.payload, sha256Hex(own), signedBy)
+    return CheckedPatch(header, container.payload, sha256Hex(own), signedBy, own.size)
 }
 
 /**

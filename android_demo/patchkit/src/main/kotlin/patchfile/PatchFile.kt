@@ -6,10 +6,8 @@ import patchdeploy.patchkit.SlotTableException
 import patchdeploy.patchkit.UnknownResolutionException
 import patchdeploy.patchkit.cascade.Cascade
 import patchdeploy.patchkit.coding.CodingTable
-import patchdeploy.patchkit.sha256Hex
+import patchdeploy.patchkit.slots.BaseFile
 import patchdeploy.patchkit.slots.PatchValues
-import patchdeploy.patchkit.slots.SlotTable
-import patchdeploy.patchkit.slots.overlay
 
 /**
  * One task over one base, decoded: every value may stand in its slot.
@@ -60,29 +58,34 @@ public fun decodeChecked(checked: CheckedPatch, table: CodingTable): PatchFile =
  * Check 9, first part, over the base file of one format: what comes of the patch is what its maker
  * signed.
  *
- * @param runtime the format's name, as the header's results have it.
  * @throws PatchRefusedException code "result": another model, or a resolution that the file lacks.
- * @throws patchdeploy.patchkit.IntegrityException the base file is not the one of its slot table.
  */
-public fun checkResults(opened: OpenedPatch, runtime: String, baseFile: ByteArray, table: SlotTable) {
-    val expected = opened.checked.header.results[runtime].orEmpty()
-    for ((px, values) in opened.patch.values) {
-        val found = try {
-            sha256Hex(overlay(baseFile, table, px, values))
-        } catch (error: UnknownResolutionException) {
-            throw noModel(runtime, px, error)
-        } catch (error: SlotTableException) {
-            throw noModel(runtime, px, error)
-        }
-        if (expected[px] != found) {
-            val rule = expected[px] ?: "among the results of the header"
-            throw refuseResult("SHA-256 of $runtime at $px px", rule, found)
-        }
+public fun checkResults(opened: OpenedPatch, base: BaseFile) {
+    for ((px, values) in opened.patch.values) checkResult(opened.checked.header, base, px, values)
+}
+
+/**
+ * The same of one resolution in pixels.
+ *
+ * @throws PatchRefusedException code "result".
+ */
+internal fun checkResult(header: PatchHeader, base: BaseFile, px: Int, values: PatchValues) {
+    val format = base.table.runtime
+    val found = try {
+        base.resultSha256(values, px)
+    } catch (error: UnknownResolutionException) {
+        throw noModel(format, px, error)
+    } catch (error: SlotTableException) {
+        throw noModel(format, px, error)
+    }
+    val expected = header.results[format]?.get(px)
+    if (expected != found) {
+        throw refuseResult("SHA-256 of $format at $px px", expected ?: "among the results of the header", found)
     }
 }
 
-private fun noModel(runtime: String, px: Int, error: Exception) =
-    refuseResult("$runtime at $px px", "a model that this base file can become", "none (${error.message})", error)
+private fun noModel(format: String, px: Int, error: Exception) =
+    refuseResult("$format at $px px", "a model that this base file can become", "none (${error.message})", error)
 
 private fun refuseResult(field: String, expected: String, got: String, cause: Exception? = null) =
     PatchRefusedException(

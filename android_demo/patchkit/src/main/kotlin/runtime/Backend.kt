@@ -28,6 +28,9 @@ public interface Backend {
 
 /** A loaded model; one inference at a time, from any thread. Closing it frees native memory. */
 public interface Resident : AutoCloseable {
+    /** Estimated memory that it alone holds: its model, packed kernels, activations. */
+    public val residentBytes: Long
+
     /**
      * float32 [head capacity]: the scores of one image.
      *
@@ -36,3 +39,9 @@ public interface Resident : AutoCloseable {
      */
     public fun run(image: ByteArray): FloatArray
 }
+
+/**
+ * Memory of a resident by byte of its model, measured in Python on MobileNetV2 1.0 at 224 px, x86-64:
+ * 2.3 to 2.8 with LiteRT 2.3, 2.6 with ONNX Runtime 1.32.
+ */
+public const val PRIVATE_BYTES_PER_MODEL_BYTE: Int = 3

@@ -2,6 +2,7 @@ package patchdeploy.patchkit.slots
 
 import patchdeploy.patchkit.Bytes
 import patchdeploy.patchkit.SlotTableException
+import patchdeploy.patchkit.coding.PatchLayout
 
 private const val TFLITE = "tflite"
 private const val ONNX = "onnx"
@@ -22,6 +23,40 @@ public fun checkBase(data: ByteArray, table: SlotTable) {
         )
     }
     if (table.runtime == ONNX) checkNames(Bytes(data), table.slots)
+}
+
+/**
+ * Check [table], which is to be that of [format], against a bundle's resolutions and layout.
+ *
+ * @throws SlotTableException naming the first thing that does not fit.
+ */
+internal fun checkFit(table: SlotTable, format: String, resolutions: List<Int>, layout: PatchLayout) {
+    if (table.runtime != format) {
+        throw SlotTableException(
+            "slot table of $format is for '${table.runtime}'; it must be for the format that the manifest " +
+                "names; export the bundle again",
+        )
+    }
+    if (table.resolutions != if (format == TFLITE) resolutions else emptyList()) {
+        throw SlotTableException(
+            "slot table of $format has resolutions ${table.resolutions}; the bundle has $resolutions, which a " +
+                ".tflite must have, and a .onnx free height and width; export the bundle again",
+        )
+    }
+    for (slot in table.slots) {
+        val length = when (slot.kind) {
+            SlotKind.WEIGHT -> layout.elements
+            SlotKind.WEIGHT_SCALE, SlotKind.BIAS, SlotKind.BIAS_SCALE -> layout.rows
+            SlotKind.ACTIVATION_SCALE, SlotKind.ACTIVATION_ZERO_POINT -> layout.sites
+        }
+        if (slot.start.toLong() + slot.count > length || slot.xIndex >= layout.sites) {
+            throw SlotTableException(
+                "slot '${slot.site.take(80)}' of $format reads ${slot.kind.text} ${slot.start} to " +
+                    "${slot.start.toLong() + slot.count} and activation site ${slot.xIndex}; a patch has " +
+                    "$length, and ${layout.sites} sites; export the bundle again",
+            )
+        }
+    }
 }
 
 /** A runtime may find a slot by its name: that must be the tensor at the slot's offset. */

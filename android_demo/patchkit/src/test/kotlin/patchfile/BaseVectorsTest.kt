@@ -14,6 +14,7 @@ import patchdeploy.patchkit.jsonBytes
 import patchdeploy.patchkit.policyOf
 import patchdeploy.patchkit.readVectors
 import patchdeploy.patchkit.sha256Hex
+import patchdeploy.patchkit.slots.BaseFile
 import patchdeploy.patchkit.slots.SlotTable
 import patchdeploy.patchkit.slots.overlay
 import patchdeploy.patchkit.text
@@ -38,7 +39,7 @@ class BaseVectorsTest {
                     val opened = openPatch(case.base64("file"), policy, table)
                     val (file, slots) = base(case.text("base"), runtime)
                     val expected = case.child("codes").text(runtime)
-                    val found = verdict { checkResults(opened, runtime, file, slots) }
+                    val found = verdict { checkResults(opened, BaseFile(file, slots)) }
                     assertEquals(if (expected == "result") "result" else "ok", found)
                 }
             }
