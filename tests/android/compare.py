@@ -16,7 +16,6 @@ import logging
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ import case_folders  # noqa: E402, F401  (adds the folders of the cases)
 import numpy as np  # noqa: E402
 from bundle_cases import make_bundle  # noqa: E402
 from cascade_cases import IMAGES, make_rule, with_cascade  # noqa: E402
+from compare_pictures import compare_frames, compare_images  # noqa: E402
+from comparison import Comparison, say  # noqa: E402
 from graph_cases import GRAPH_CASES  # noqa: E402
 from jvm import Patchkit  # noqa: E402
 from patch_cases import PatchCase, Rng, random_cases  # noqa: E402
@@ -38,7 +39,6 @@ from patchdeploy.bundle import Bundle, open_bundle  # noqa: E402
 from patchdeploy.bundle.manifest import Manifest  # noqa: E402
 from patchdeploy.cascade import SCORE_KINDS, Cascade, CascadeRule, Stage, confidence  # noqa: E402
 from patchdeploy.cascade.rule import route  # noqa: E402
-from patchdeploy.data import Preprocessing, image_pixels, resize_image  # noqa: E402
 from patchdeploy.errors import (  # noqa: E402
     FileFormatError,
     IntegrityError,
@@ -46,30 +46,12 @@ from patchdeploy.errors import (  # noqa: E402
     SlotTableError,
 )
 from patchdeploy.patchfile import Policy  # noqa: E402
-from patchdeploy.patchfile.golden import enlarge  # noqa: E402
 from patchdeploy.patchfile.pack import open_patch  # noqa: E402
 from patchdeploy.runtime import Engine  # noqa: E402
 from patchdeploy.runtime.self_test import score_codes  # noqa: E402
 from patchdeploy.slots import PatchValues, SlotTable  # noqa: E402
 
 FIELDS = ("weight_scale", "bias", "activation_scale", "activation_zero_point", "weights")
-
-
-class Comparison:
-    """Counts what was equal, and prints what was not."""
-
-    def __init__(self) -> None:
-        self.passed: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-
-    def check(self, kind: str, case: str, expected: Any, found: Any) -> None:
-        """One comparison of plain JSON values."""
-        if expected == found:
-            self.passed[kind] += 1
-            return
-        self.failed[kind] += 1
-        if self.failed[kind] <= 5:
-            say(f"{kind}, {case}: Python {str(expected)[:600]}, Kotlin {str(found)[:600]}")
 
 
 def main(arguments: list[str]) -> int:
@@ -90,6 +72,7 @@ def main(arguments: list[str]) -> int:
         compare_manifests(comparison, kotlin, folder, options.others, options.seed)
         compare_scores(comparison, kotlin, options.others, options.seed)
         compare_images(comparison, kotlin, options.others, options.seed)
+        compare_frames(comparison, kotlin, options.others, options.seed)
         compare_tables(comparison, kotlin, folder, options.others, options.seed)
         compare_stores(comparison, kotlin, folder, options.others, options.seed)
     say(f"codes of the patches: {', '.join(f'{code} {n}' for code, n in codes.most_common())}")
@@ -97,12 +80,6 @@ def main(arguments: list[str]) -> int:
         say(f"{kind}: {count} equal, {comparison.failed[kind]} not")
     say(f"{comparison.passed.total()} passed, {comparison.failed.total()} failed")
     return 1 if comparison.failed else 0
-
-
-def say(line: str) -> None:
-    """A line of the report."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 # -- patches ---------------------------------------------------------------------------------------
@@ -380,44 +357,6 @@ def random_codes(rng: Rng, images: int, classes: int) -> Any:
     spread = rng.choice([0, 1, 10, 60, 300], images)[:, None]
     noise = rng.normal(rng.uniform(-128, 127, images)[:, None], spread, (images, classes))
     return np.clip(np.rint(noise), -128, 127).astype(np.int8)
-
-
-# -- images ----------------------------------------------------------------------------------------
-
-
-def compare_images(comparison: Comparison, kotlin: Patchkit, count: int, seed: int) -> None:
-    """Network inputs from pictures of many sizes and forms; enlarged thumbnails."""
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        image, px, preprocessing = random_picture(rng)
-        height, width = image.shape[:2]
-        channels = 1 if image.ndim == 2 else image.shape[2]
-        fields = {"width": width, "height": height, "channels": channels, "px": px}
-        fields["resize"] = preprocessing.resize
-        fields["crop_fraction"] = repr(preprocessing.crop_fraction)
-        answer = kotlin.ask("resize", image.tobytes(), **fields)
-        expected = resize_image(image_pixels(image), px, preprocessing)
-        digest = hashlib.sha256(np.ascontiguousarray(expected)).hexdigest()
-        comparison.check("images", f"{number} of seed {seed}: {fields}", digest, answer["sha256"])
-        thumbnail = rng.integers(0, 256, (1, 8, 8, 3), np.uint8)
-        answer = kotlin.ask("enlarge", thumbnail.tobytes(), px=px)
-        digest = hashlib.sha256(enlarge(thumbnail, px)).hexdigest()
-        comparison.check("thumbnails", f"{px} px", digest, answer["sha256"])
-
-
-def random_picture(rng: Rng) -> tuple[Any, int, Preprocessing]:
-    """Grey, RGB or RGBA of any shape, thin ones too; a side; squash or crop."""
-    height, width = (int(np.exp(rng.uniform(0, 6))) for _ in range(2))
-    if rng.random() < 0.1:
-        height, width = [(1, 500), (700, 2), (64, 64), (1, 1)][rng.integers(4)]
-    shape = [(height, width), (height, width, 3), (height, width, 4)][rng.integers(3)]
-    image = rng.integers(0, 256, shape, np.uint8)
-    if rng.random() < 0.3:
-        image[...] = np.where(image > 127, 255, 0)
-    resize = "crop" if rng.random() < 0.5 else "squash"
-    fraction = float(rng.choice([1.0, 0.875, 0.5, 0.1, rng.uniform(0.1, 1)]))
-    px = int(rng.choice([1, 2, 16, 24, 63, 64, 97, 224]))
-    return image, px, replace(Preprocessing(), resize=resize, crop_fraction=fraction)  # type: ignore[arg-type]
 
 
 # -- slot tables -----------------------------------------------------------------------------------

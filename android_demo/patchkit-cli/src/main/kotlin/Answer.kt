@@ -3,6 +3,7 @@ package patchdeploy.cli
 import java.io.DataInputStream
 import java.io.InputStream
 import java.io.PrintStream
+import java.nio.ByteBuffer
 import patchdeploy.patchkit.PatchRefusedException
 import patchdeploy.patchkit.PatchkitException
 import patchdeploy.patchkit.cascade.CascadeRule
@@ -12,7 +13,10 @@ import patchdeploy.patchkit.cascade.confidence
 import patchdeploy.patchkit.coding.CodingTable
 import patchdeploy.patchkit.image.Pixels
 import patchdeploy.patchkit.image.Preprocessing
+import patchdeploy.patchkit.image.Plane
+import patchdeploy.patchkit.image.Rectangle
 import patchdeploy.patchkit.image.ResizeKind
+import patchdeploy.patchkit.image.Yuv420
 import patchdeploy.patchkit.image.resizeImage
 import patchdeploy.patchkit.patchfile.enlarge
 import patchdeploy.patchkit.patchfile.openPatch
@@ -60,6 +64,7 @@ private fun answer(question: Document, data: ByteArray): Map<String, Any?> = try
         "confidence" -> mapOf("confidence" to question.confidences(data))
         "route" -> mapOf("stages" to question.routes(data))
         "resize" -> mapOf("sha256" to sha256Hex(question.resized(data)))
+        "yuv" -> question.frame(data).let { mapOf("size" to listOf(it.width, it.height), "sha256" to sha256Hex(it.rgb)) }
         "enlarge" -> mapOf("sha256" to sha256Hex(enlarge(data, question.int("px"))))
         "store" -> mapOf("found" to question.useStore(data))
         "slots" -> mapOf("code" to "ok").also { SlotTable.fromJson(data) }
@@ -136,3 +141,17 @@ private fun Document.resized(data: ByteArray): ByteArray {
     val kind = if (text("resize") == "crop") ResizeKind.CROP else ResizeKind.SQUASH
     return resizeImage(pixels, int("px"), Preprocessing(kind, text("crop_fraction").toDouble()))
 }
+
+/** A frame of a camera; the data is its three planes in turn. */
+private fun Document.frame(data: ByteArray): Pixels {
+    var end = 0
+    val planes = integers("lengths").zip(getValue("strides") as List<*>) { length, strides ->
+        val (row, pixel) = (strides as List<*>).map { (it as Long).toInt() }
+        Plane(ByteBuffer.wrap(data.copyOfRange(end, end + length)), row, pixel).also { end += length }
+    }
+    val (left, top, width, height) = integers("crop")
+    val frame = Yuv420(int("width"), int("height"), planes[0], planes[1], planes[2])
+    return frame.toPixels(Rectangle(left, top, width, height), int("rotation"), get("mirrored") as Boolean)
+}
+
+private fun Document.integers(key: String): List<Int> = (getValue(key) as List<*>).map { (it as Long).toInt() }

@@ -4,7 +4,9 @@ import java.nio.ByteBuffer
 import patchdeploy.patchkit.coding.CodingTable
 import patchdeploy.patchkit.image.Pixels
 import patchdeploy.patchkit.image.Preprocessing
+import patchdeploy.patchkit.image.Plane
 import patchdeploy.patchkit.image.ResizeKind
+import patchdeploy.patchkit.image.Yuv420
 import patchdeploy.patchkit.image.resizeImage
 import patchdeploy.patchkit.patchfile.openPatch
 import patchdeploy.patchkit.slots.SlotTable
@@ -28,6 +30,10 @@ internal fun bench(paths: List<String>, trust: String?): Map<String, Any?> {
     val values = opened.patch.values.getValue(px)
     val target = ByteBuffer.allocateDirect(base.size)
     val camera = Pixels(640, 480, ByteArray(640 * 480 * 3) { (it * 31 % 251).toByte() })
+    val frame = Yuv420(
+        camera.width, camera.height, Plane(samples(640, 480), 640, 1),
+        Plane(samples(640, 240), 640, 2), Plane(samples(640, 240), 640, 2),
+    )
     return mapOf(
         "java" to System.getProperty("java.vm.name") + " " + System.getProperty("java.version"),
         "processors" to Runtime.getRuntime().availableProcessors(),
@@ -40,9 +46,13 @@ internal fun bench(paths: List<String>, trust: String?): Map<String, Any?> {
             copy.put(base)
             setSlots(target, slots, px, values)
         },
+        "frame_640x480_turned_to_rgb_ms" to times { frame.toPixels(rotationDegrees = 90) },
         "image_640x480_to_224_px_ms" to times { resizeImage(camera, 224, Preprocessing(ResizeKind.CROP)) },
     )
 }
+
+private fun samples(width: Int, height: Int): ByteBuffer =
+    ByteBuffer.allocateDirect(width * height).apply { for (k in 0 until capacity()) put(k, (k * 31 % 251).toByte()) }
 
 private fun times(work: () -> Unit): Map<String, Double> {
     repeat(WARM_UP) { work() }

@@ -46,12 +46,19 @@ private const val PRECISION = 7
 /** The largest picture, as in Python. */
 private const val MOST_PIXELS = 89_478_485L
 
+/** @throws ConfigException a side below 1, or more pixels than any picture may have. */
+internal fun checkPixelCount(width: Int, height: Int) {
+    if (width < 1 || height < 1 || width.toLong() * height > MOST_PIXELS) {
+        throw ConfigException("a picture of $width x $height px; it must have 1 to $MOST_PIXELS px; make it smaller")
+    }
+}
+
 private fun checkSize(width: Int, height: Int, channels: Int, length: Int) {
-    val pixels = width.toLong() * height
-    if (width < 1 || height < 1 || pixels > MOST_PIXELS || pixels * channels != length.toLong()) {
+    checkPixelCount(width, height)
+    if (width.toLong() * height * channels != length.toLong()) {
         throw ConfigException(
-            "a picture of $width x $height px with $length bytes; it must have 1 to $MOST_PIXELS px " +
-                "and $channels bytes for each; pass the decoded pixels without padding",
+            "a picture of $width x $height px with $length bytes; it must have $channels bytes for each; " +
+                "pass the decoded pixels without padding",
         )
     }
 }
