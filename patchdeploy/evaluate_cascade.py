@@ -25,7 +25,12 @@ from patchdeploy.data import ImageDataset
 from patchdeploy.data.overlap import distinct_images
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.evaluate import check_candidates, head_labels, open_engine, sample
-from patchdeploy.measure import RESAMPLES, describe_device, measure_interleaved
+from patchdeploy.measure import (
+    RESAMPLES,
+    describe_device,
+    measure_interleaved,
+    read_load_average,
+)
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.task_scores import (
     Progress,
@@ -260,6 +265,8 @@ def bench_cascade(
 ) -> dict[str, Any]:
     """Milliseconds of the cascade and of every resolution alone, as plain JSON values.
 
+    ``answered``: by runtime and resolution, the share of the images.
+
     One image at a time, from its decoded pixels to its class, resizing and decisions included. In
     a round every candidate of one runtime and thread count classifies the same image, so that a
     saving compares the same images under the same noise. Every image comes ``repeats`` times, and
@@ -286,7 +293,9 @@ def bench_cascade(
             f"to image, so at least {LEAST_TIMED} are needed; give more"
         )
     pixels = [np.asarray(one) for one in chosen.images]
+    load_average = read_load_average()
     rows: list[dict[str, Any]] = []
+    shares: dict[str, dict[str, float]] = {}
     for runtime in runtimes:
         for count in threads:
             # One engine at a time: waiting threads of another one would hold the cores.
@@ -304,6 +313,10 @@ def bench_cascade(
                 for name, one in measured.samples_ms.items()
             }
             whole = samples[str(cascade.certificate.reference)]
+            shares[runtime] = {  # whatever the number of threads
+                str(px): answered[warmup:].count(px) / (repeats * len(pixels))
+                for px in cascade.rule.resolutions
+            }
             for name, own in samples.items():
                 named = {"runtime": runtime, "threads": count, "name": name}
                 rows.append(named | _timing(own, whole))
@@ -313,11 +326,8 @@ def bench_cascade(
         "reference": cascade.certificate.reference,
         "images": len(pixels),
         "repeats": repeats,
-        "load_average": measured.load_average,
-        "answered": {
-            str(px): answered[warmup:].count(px) / (repeats * len(pixels))
-            for px in cascade.rule.resolutions
-        },
+        "load_average": load_average,
+        "answered": shares,
         "rows": rows,
     }
 

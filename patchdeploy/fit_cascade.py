@@ -71,7 +71,8 @@ class CascadeConfig:
 
     Attributes:
         tolerance: greatest mean loss of accuracy against the reference, as a share in (0, 1).
-        confidence: of the statement that it is not lost, in [0.5, 1).
+        confidence: of the statement that it is not lost, in [0.5, 1). Both are rounded to
+            millionths, as a patch file holds them.
         score: how sure a stage is; "auto": the best of all on the choosing split.
         cost: "macs" (multiply-accumulates of the convolutions) or "ms" (measured on this machine,
             from a decoded image, one image at a time, resizing included).
@@ -94,6 +95,9 @@ class CascadeConfig:
     shares: tuple[float, float, float] = SHARES
 
     def __post_init__(self) -> None:
+        check_level(self.tolerance, self.confidence)
+        for name in ("tolerance", "confidence"):  # what is tested is what a patch file can say
+            object.__setattr__(self, name, round(getattr(self, name) * 1e6) / 1e6)
         check_level(self.tolerance, self.confidence)
         if len(self.shares) != 3 or not (
             min(self.shares) > 0 and abs(sum(self.shares) - 1) <= 1e-6

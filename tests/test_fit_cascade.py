@@ -160,6 +160,8 @@ def test_the_best_resolution_may_be_the_reference():
     ("change", "message"),
     [
         ({"tolerance": 0.0}, "tolerance 0 points"),
+        ({"tolerance": 4e-7}, "tolerance 0 points"),
+        ({"confidence": 1 - 4e-7}, "confidence 1; it must be"),
         ({"tolerance": float("nan")}, "tolerance nan points"),
         ({"confidence": 1.0}, "confidence 1; it must be at least"),
         ({"score": "loudness"}, "score 'loudness'; it must be one of margin, probability"),
@@ -317,3 +319,9 @@ def test_a_part_without_images_and_a_single_class_are_refused():
     codes = {px: found[:, :1] for px, found in one.codes.items()}
     with pytest.raises(ConfigError, match="scores of 1 class"):
         fit_scores(replace(one, codes=codes), COSTS, CascadeConfig(), "task")
+
+
+def test_what_is_tested_is_what_a_patch_file_can_say():
+    """Millionths: a tolerance just below the next one would be written as more than was shown."""
+    config = CascadeConfig(tolerance=0.0123456, confidence=0.9512344)
+    assert (config.tolerance, config.confidence) == (0.012346, 0.951234)

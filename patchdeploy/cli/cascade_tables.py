@@ -81,7 +81,10 @@ def evaluation_table(found: CascadeEvaluation) -> Table:
 
 def timing_table(report: Mapping[str, Any]) -> Table:
     """The table of `patchdeploy.evaluate_cascade.bench_cascade`."""
-    shares = ", ".join(f"{px} px {100 * share:.0f} %" for px, share in report["answered"].items())
+    shares = "; ".join(
+        f"{runtime}: {', '.join(f'{px} px {100 * share:.0f} %' for px, share in by_side.items())}"
+        for runtime, by_side in report["answered"].items()
+    )
     rows = []
     for row in report["rows"]:
         low, high = (100 * one for one in row["saving_interval"])

@@ -33,11 +33,13 @@ class LoadedCascade:
     """A version's cascade with what turns its stages' scores into codes.
 
     Attributes:
+        sha256: of the patch file.
         cascade: as the patch has it.
         values: of each stage but the last, by resolution.
         table: where the head's output stands among the activations.
     """
 
+    sha256: str
     cascade: Cascade
     values: Mapping[int, PatchValues]
     table: CodingTable
@@ -81,7 +83,8 @@ class Cascades:
         loaded = None
         if found is not None:
             sides, table = found.rule.resolutions[:-1], self._bundle.coding_table
-            loaded = LoadedCascade(found, {px: version.read(px) for px in sides}, table)
+            values = {px: version.read(px) for px in sides}
+            loaded = LoadedCascade(version.sha256, found, values, table)
         with self._lock:
             self._loaded[version.sha256] = loaded
             while len(self._loaded) > KEPT:
@@ -133,16 +136,16 @@ class Cascades:
             )
             sure = loaded.is_sure(stage, np.stack([one.scores for one in answers]))
             found |= {int(k): answers[n] for n, k in enumerate(waiting) if sure[n]}
-            self._count(answers[0].task, px, int(sure.sum()))
+            self._count(loaded.sha256, px, int(sure.sum()))
             waiting = waiting[~sure]
         return [found[k] for k in range(len(images))]
 
-    def _count(self, task: str, resolution: int, images: int) -> None:
+    def _count(self, sha256: str, resolution: int, images: int) -> None:
         with self._lock:
-            counts = self._counts.setdefault(task, {})
+            counts = self._counts.setdefault(sha256, {})
             counts[resolution] = counts.get(resolution, 0) + images
 
-    def counts(self, task: str) -> dict[int, int]:
-        """By resolution, the images that it answered for ``task`` so far."""
+    def counts(self, version: TaskVersion) -> dict[int, int]:
+        """By resolution, the images that it answered for ``version`` so far."""
         with self._lock:
-            return dict(self._counts.get(task, {}))
+            return dict(self._counts.get(version.sha256, {}))

@@ -393,11 +393,12 @@ class Engine:
         return None if loaded is None else loaded.cascade
 
     def cascade_counts(self, task: str) -> dict[int, int]:
-        """By resolution, how many images that stage has answered since the engine was opened.
+        """By resolution, how many images that stage of the patch that runs now has answered.
 
+        They begin with the engine, and with each new patch of a store: its thresholds are others.
         Shares that move away from those of the report split say that the images have changed.
         """
-        return self._cascades.counts(task)
+        return self._cascades.counts(self._loaded.version(task))
 
     def prewarm_cascade(self, task: str | None = None) -> dict[str, float]:
         """Load every stage of ``task``'s cascade unless it is resident.

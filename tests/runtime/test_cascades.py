@@ -6,7 +6,6 @@ from bundle_cases import make_bundle
 from cascade_cases import CERTIFICATE, IMAGES, KINDS, RUNTIMES, codes_of, make_rule, with_cascade
 from PIL import Image
 
-from patchdeploy.bundle import open_bundle
 from patchdeploy.cascade import CascadeRule, Stage
 from patchdeploy.cascade.rule import MAX_THRESHOLD
 from patchdeploy.errors import ConfigError, UnknownTaskError
@@ -102,6 +101,8 @@ def test_no_images_a_task_without_cascade_and_a_resolution_beside_it(bundles):
         assert engine.cascade("second") is None
         assert engine.cascade("first").certificate == CERTIFICATE
         assert engine.cascade_counts("second") == {}
+        with pytest.raises(UnknownTaskError):
+            engine.cascade_counts("third")
 
 
 def test_all_stages_are_loaded_together_and_their_memory_is_said(bundles):
@@ -113,7 +114,8 @@ def test_all_stages_are_loaded_together_and_their_memory_is_said(bundles):
 
 
 def test_a_new_patch_of_a_store_brings_its_own_cascade(bundles, tmp_path):
-    bundle = open_bundle(make_bundle(tmp_path / "bundle", signed=True).path)
+    made = make_bundle(tmp_path / "bundle", signed=True)
+    bundle = with_cascade(made, "first", CascadeRule("margin", (Stage(16, 0, 0),)), 2)
     newer = with_cascade(
         make_bundle(tmp_path / "newer", signed=True),
         "first",
@@ -122,8 +124,11 @@ def test_a_new_patch_of_a_store_brings_its_own_cascade(bundles, tmp_path):
     )
     store = open_store(tmp_path / "store", bundle)
     with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
-        assert engine.cascade("first") is None
+        assert engine.classify(IMAGES[0], "first", cascade=True).resolution == 16
+        assert engine.cascade_counts("first") == {16: 1}
         store.install(newer.read(newer.task("first").file))
         engine.refresh()
         assert engine.cascade("first").rule.resolutions == (24,)
+        assert engine.cascade_counts("first") == {}
         assert engine.classify(IMAGES[0], "first", cascade=True).resolution == 24
+        assert engine.cascade_counts("first") == {24: 1}
