@@ -18,8 +18,7 @@ private const val USAGE = """patchkit-cli COMMAND ...
   overlay BASE SLOTS CODING-TABLE PATCH PX OUT [KEYS | --unsigned]
                                                        the base with the patch laid over it
   vectors FOLDER                                       judge the vectors of tests/patchfile
-  bench PATCH CODING-TABLE BASE SLOTS [KEYS | --unsigned]
-                                                       times of decoding, laying over and resizing
+  bench BUNDLE TASK [litert | onnxruntime]             times of decoding, laying over, swapping, resizing
   classify BUNDLE IMAGE... [--task NAME] [--resolution PX | --cascade]
            [--runtime litert | onnxruntime] [--threads N]
                                                        labels and probabilities of picture files
@@ -55,7 +54,9 @@ private fun run(arguments: List<String>): Int {
         "inspect" -> println(toJson(inspect(rest.given(1).single())))
         "overlay" -> println(toJson(overlayFile(rest.given(6), rest.trust(6))))
         "vectors" -> return judgeVectors(rest.given(1).single()).let { println(toJson(it.report)); it.exitCode }
-        "bench" -> println(toJson(bench(rest.given(4), rest.trust(4))))
+        "bench" -> rest.given(2).let { (bundle, task) ->
+            println(toJson(bench(bundle, task, RuntimeName.of(rest.getOrNull(2) ?: "litert"), threads = 1)))
+        }
         "classify" -> println(toJson(classify(readClassifyOptions(rest))))
         "answer" -> answerQuestions(System.`in`, System.out)
         "--help", "-h" -> println(USAGE)
