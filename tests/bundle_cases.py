@@ -16,6 +16,7 @@ from patchdeploy.patchfile.pack import Release, Signer
 from patchdeploy.patchfile.values import PatchFile
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, flatten_variant, unflatten_variant
+from patchdeploy.quantize.runtimes import arithmetic_of
 
 RESOLUTIONS = (16, 24)
 LABELS = tuple(f"class {k}" for k in range(CLASSES))
@@ -44,7 +45,7 @@ print("done")
 """
 """A program that writes to a bundle and is killed before its step-th call that a disk sees."""
 
-ARITHMETIC = {"litert": "xnnpack", "onnxruntime": "mlas"}
+FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
 
 
 def make_patch(
@@ -91,10 +92,10 @@ def make_bundle(
 def reference_logits(
     bundle: Bundle, runtime: str, task: str, px: int, images: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """What the NumPy executor says, in the arithmetic of ``runtime``."""
+    """What the NumPy executor says, in the arithmetic of ``runtime`` here."""
     base = bundle.reference()
     variant = unflatten_variant(base, bundle.patch(task).values[px], task, px)
-    result = run_integer(base, variant, images, ARITHMETIC[runtime])
+    result = run_integer(base, variant, images, arithmetic_of(FORMATS[runtime]))
     return result.logits[:, : len(bundle.task(task).classes)]
 
 

@@ -17,6 +17,7 @@ from patchdeploy.bundle import add_task, create_bundle, open_bundle, standalone
 from patchdeploy.convert import load_converter
 from patchdeploy.data import ImageDataset
 from patchdeploy.errors import (
+    ConfigError,
     DataError,
     IntegrityError,
     PatchRefusedError,
@@ -25,6 +26,7 @@ from patchdeploy.errors import (
 )
 from patchdeploy.fold import fold_patch
 from patchdeploy.patchfile.pack import Release, Signer, check_results, open_patch
+from patchdeploy.quantize.runtimes import MACHINES, arithmetic_of, this_machine
 from patchdeploy.runtime.ort_kernels import SIGNED, is_exact
 from patchdeploy.slots import SlotTable
 from patchdeploy.storage import sha256_hex
@@ -67,9 +69,37 @@ def test_a_sound_bundle_passes_every_check_with_its_numbers(bundle):
     assert names.count("per-run = resident") == 2 * 2
     for check in report.checks:
         if check.name == "runtime = reference":
-            assert check.numbers == {"images": 8, "largest_lsb": 0, "equal_top1": 1.0}
+            format_name = "tflite" if check.subject.endswith("litert") else "onnx"
+            assert check.numbers == {
+                "images": 8,
+                "largest_lsb": 0,
+                "equal_top1": 1.0,
+                "arithmetic": arithmetic_of(format_name).name,
+            }
             assert "synthetic" in check.detail
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
+
+
+def test_the_reference_computes_as_the_machine_that_is_named(tmp_path):
+    """Both machines at once: one of them is another than this one, and products tell them apart."""
+    tasks = ("first", "second", "third")
+    path = make_bundle(tmp_path / "b", "squeeze_excitation", tasks, ["tflite"]).path
+    found = {}
+    for machine, runtimes in MACHINES.items():
+        report = verify_bundle(path, machine=machine)
+        rows = [one for one in report.checks if one.name == "runtime = reference"]
+        assert {one.numbers["arithmetic"] for one in rows} == {runtimes["tflite"].name}
+        found[machine] = [one for one in rows if not one.passed]
+    assert found.pop(this_machine()) == []
+    (other,) = found.values()
+    assert other
+    for one in other:
+        assert f"in {one.numbers['arithmetic']} arithmetic; at most 0 LSB is allowed" in one.detail
+
+
+def test_a_machine_whose_arithmetic_nobody_knows_is_refused_before_the_bundle_is_opened(tmp_path):
+    with pytest.raises(ConfigError, match="arithmetic of machine 'sparc'; the reference computes"):
+        verify_bundle(tmp_path / "none", machine="sparc")
 
 
 def test_accuracy_is_measured_where_labels_are_there(bundle):

@@ -90,6 +90,13 @@ def verify(
         typer.Option(help="A patch folder that was exported: int8 is compared with it in float."),
     ] = [],  # noqa: B006 - typer reads it and never changes it
     base: BaseOption = "embedded",
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="x86-64|arm64",
+            help="Whose arithmetic the reference computes with; default: this machine's.",
+        ),
+    ] = None,
     *,
     options: ReadStoreOptions,
     as_json: JsonOption = False,
@@ -111,6 +118,7 @@ def verify(
             limit=limit,
             store=options.open,
             against=_float_networks(base, patch),
+            machine=machine,
             progress=lambda check: tell(f"{check.name}, {check.subject}"),
         )
     emit(as_json, report.to_json(), verify_table(report))

@@ -35,9 +35,9 @@ from patchdeploy.patchfile.header import ENCODINGS, PatchHeader
 from patchdeploy.patchfile.keys import SigningKey
 from patchdeploy.patchfile.payload import all_sites, decode_payload, encode_payload
 from patchdeploy.patchfile.values import PatchFile
-from patchdeploy.quantize.arithmetic import Arithmetic
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
+from patchdeploy.quantize.runtimes import arithmetic_of
 from patchdeploy.slots import PatchValues, SlotTable, overlay
 from patchdeploy.storage import sha256_hex
 
@@ -45,8 +45,9 @@ TOLERANCE_LSB = 8
 """Of the head's output: what a runtime with its own rounding may differ in the self-test. Those
 that this project measured on x86-64 differ by 0."""
 
-ARITHMETIC: dict[str, Arithmetic] = {"tflite": "xnnpack", "onnx": "mlas"}
-"""Whose sums, products and means a format's runtime computes with."""
+GOLDEN_MACHINE = "x86-64"
+"""Whose arithmetic the scores of a self-test are in, wherever the patch is packed: the same inputs
+give the same bytes."""
 
 BaseFiles = Mapping[str, tuple[bytes, SlotTable]]
 """By converter name: a base file and its slot table."""
@@ -171,7 +172,7 @@ class GoldenInputs:
         values = patch.values[resolution]
         variant = unflatten_variant(self.base, values, patch.task, resolution)
         images = enlarge(self.thumbnails, resolution)
-        arithmetic = ARITHMETIC.get(runtime, "reference")
+        arithmetic = arithmetic_of(runtime, GOLDEN_MACHINE)
         codes = run_integer(self.base, variant, images, arithmetic).codes
         return codes[:, : len(patch.classes)]
 

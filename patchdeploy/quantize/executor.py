@@ -2,7 +2,8 @@
 
 In: `QuantizedBase`, `QuantizedVariant`, uint8 RGB images. Out: float32 logits and int8 codes,
 the same for every batch size. Convolutions are exact (see `convolve`), requantisation is
-float32, round half to even; `arithmetic` picks whose sums, products and means are meant.
+float32, round half to even; an `Arithmetic` says whose sums, products and means
+are meant.
 """
 
 from __future__ import annotations
@@ -27,20 +28,17 @@ from patchdeploy.graph import (
     tied_values,
 )
 from patchdeploy.quantize.arithmetic import (
-    Arithmetic,
     Float32Array,
     Int8Array,
     activation_bounds,
-    add,
     dequantize,
-    mean,
-    multiply,
     requantize,
     requantize_multiplier,
 )
 from patchdeploy.quantize.convolution import convolve, max_pool
 from patchdeploy.quantize.model import ActivationParams, QuantizedBase, QuantizedVariant
-from patchdeploy.quantize.pointwise import apply_table, pointwise_table
+from patchdeploy.quantize.pointwise import apply_table
+from patchdeploy.quantize.runtimes import REFERENCE, Arithmetic
 
 PIXELS_PER_PASS = 1 << 16
 """Images are run in groups of about this many input pixels, to bound memory and stay in cache."""
@@ -78,12 +76,13 @@ def run_integer(
     base: QuantizedBase,
     variant: QuantizedVariant,
     images: NDArray[np.uint8],
-    arithmetic: Arithmetic = "reference",
+    arithmetic: Arithmetic = REFERENCE,
     observe: Observer | None = None,
 ) -> IntegerResult:
     """Run ``images`` (uint8 RGB [N, H, W, 3], already at the network's size) through the network.
 
     Args:
+        arithmetic: see `quantize.runtimes`.
         observe: called with every value's name and int8 codes [n, H, W, C], once per group of
             images, the input first.
 
@@ -137,13 +136,13 @@ def _run_operator(run: _Run, operator: Operator, inputs: list[Int8Array]) -> Int
     if isinstance(operator, Add):
         bounds = activation_bounds(operator.activation, y)
         other = run.params(operator.inputs[1])
-        return add(inputs[0], inputs[1], x, other, y, run.arithmetic, bounds)
+        return run.arithmetic.add(inputs[0], inputs[1], x, other, y, bounds)
     if isinstance(operator, Mul):
         other = run.params(operator.inputs[1])
-        return multiply(inputs[0], inputs[1], x, other, y, run.arithmetic)
+        return run.arithmetic.multiply(inputs[0], inputs[1], x, other, y)
     if isinstance(operator, GlobalAvgPool):
-        return mean(inputs[0], x, y, run.arithmetic)
-    return apply_table(inputs[0], pointwise_table(operator.kind, x, y, run.arithmetic))
+        return run.arithmetic.mean(inputs[0], x, y)
+    return apply_table(inputs[0], run.arithmetic.pointwise(operator.kind, x, y))
 
 
 def _run_conv(run: _Run, conv: Conv2d, x: Int8Array) -> Int8Array:

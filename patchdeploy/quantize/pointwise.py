@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdeploy.graph import PointwiseKind
-from patchdeploy.quantize.arithmetic import Arithmetic, Int8Array, dequantize, quantize, saturate
+from patchdeploy.quantize.arithmetic import Int8Array, dequantize, quantize, saturate
 from patchdeploy.quantize.model import ActivationParams
 
 CODES: Int8Array = np.arange(-128, 128).astype(np.int8)
@@ -21,19 +21,28 @@ HIRES_BITS = 7
 RELUISH_SCALE = np.float32(3.0 / 32768.0)
 
 
-def pointwise_table(
-    kind: PointwiseKind,
-    x_params: ActivationParams,
-    y_params: ActivationParams,
-    arithmetic: Arithmetic = "reference",
+def exact_table(
+    kind: PointwiseKind, x_params: ActivationParams, y_params: ActivationParams
 ) -> Int8Array:
-    """int8 [256]: the output code of every input code, at index code + 128."""
-    if kind == "hard_swish" and arithmetic == "xnnpack":
+    """int8 [256]: the output code of every input code, at index code + 128; float64."""
+    exact = (CODES.astype(np.float64) - x_params.zero_point) * float(x_params.scale)
+    steps = _evaluate(kind, exact) / float(y_params.scale)
+    return saturate(np.rint(steps) + y_params.zero_point)
+
+
+def litert_table(
+    kind: PointwiseKind, x_params: ActivationParams, y_params: ActivationParams
+) -> Int8Array:
+    """`exact_table` as LiteRT rounds it."""
+    if kind == "hard_swish":
         return _hard_swish_fixed_point(x_params, y_params)
-    if arithmetic == "reference":
-        exact = (CODES.astype(np.float64) - x_params.zero_point) * float(x_params.scale)
-        steps = _evaluate(kind, exact) / float(y_params.scale)
-        return saturate(np.rint(steps) + y_params.zero_point)
+    return onnxruntime_table(kind, x_params, y_params)
+
+
+def onnxruntime_table(
+    kind: PointwiseKind, x_params: ActivationParams, y_params: ActivationParams
+) -> Int8Array:
+    """`exact_table` as ONNX Runtime rounds it."""
     x = dequantize(CODES, x_params)
     if kind == "sigmoid":
         return quantize(_evaluate(kind, x.astype(np.float64)).astype(np.float32), y_params)

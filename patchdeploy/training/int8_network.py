@@ -47,7 +47,7 @@ from patchdeploy.graph import (
 from patchdeploy.quantize.arithmetic import INT8_MAX, INT8_MIN, activation_bounds
 from patchdeploy.quantize.convolution import FLOAT32_EXACT
 from patchdeploy.quantize.model import ActivationParams, QuantizedBase
-from patchdeploy.quantize.pointwise import pointwise_table
+from patchdeploy.quantize.pointwise import exact_table
 from patchdeploy.training.int8_rounding import look_up, requantize_through, round_clip
 from patchdeploy.training.int8_rows import ConvRows, build_rows, compute_rows
 
@@ -191,7 +191,7 @@ def _make_tables(
     operator: Pointwise, x: ActivationParams, y: ActivationParams, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Output steps of every input code, and d(output steps) / d(input steps); float32 [256]."""
-    codes = pointwise_table(operator.kind, x, y).astype(np.float32)
+    codes = exact_table(operator.kind, x, y).astype(np.float32)
     with torch.enable_grad():
         real = ((CODES - x.zero_point) * float(x.scale)).double().requires_grad_()
         sigmoid = operator.kind == "sigmoid"

@@ -27,6 +27,7 @@ from patchdeploy.errors import (
 )
 from patchdeploy.patchfile import check_patch_file
 from patchdeploy.patchfile.pack import check_results, open_patch
+from patchdeploy.quantize.runtimes import check_machine
 from patchdeploy.runtime.backend import Backend
 from patchdeploy.runtime.choose import RUNTIME_FORMATS, make_backend
 from patchdeploy.runtime.self_test import run_self_test
@@ -104,6 +105,7 @@ def verify_bundle(
     tolerance_lsb: int = 0,
     store: Callable[[Bundle, str], Store | None] | None = None,
     against: Mapping[str, FloatNetwork] | None = None,
+    machine: str | None = None,
     progress: Callable[[Check], None] | None = None,
 ) -> VerifyReport:
     """Check the bundle at ``path``.
@@ -117,21 +119,25 @@ def verify_bundle(
         reference_limit: of these, how many the NumPy executor runs too.
         tolerance_lsb: largest difference allowed between a runtime and the reference at the
             head's output. 0 is right where the executor's arithmetic is the runtime's, as on
-            x86-64 with the versions named in `quantize.arithmetic`.
+            x86-64 and arm64 with the versions named in `quantize.runtimes`.
         store: opens a store over the bundle for a runtime; its active patches are checked, too.
         against: float networks by task, to compare int8 with on the images; needs torch. The
             scores that export kept in the bundle are compared in any case.
+        machine: whose arithmetic the reference computes with, a key of
+            `quantize.runtimes.MACHINES`; None: that of the machine that this runs on.
         progress: called after every check.
 
     Raises:
+        ConfigError: an unknown ``machine``.
         DataError: the images cannot be used.
         UnknownTaskError: the bundle has no task ``task``.
         WrongBaseError: the bundle was exported from another base than that of ``against``.
     """
     path = Path(path)
+    check_machine(machine)
     datasets = images_for_tasks(images, task)
     checks: list[Check] = []
-    settings = (formats, limit, reference_limit, tolerance_lsb)
+    settings = (formats, limit, reference_limit, tolerance_lsb, machine)
     found = _run_checks(path, task, datasets, *settings, against or {})
     for check in chain(found, _check_store(path, store)):
         checks.append(check)
@@ -148,6 +154,7 @@ def _run_checks(
     limit: int,
     reference_limit: int,
     tolerance_lsb: int,
+    machine: str | None,
     networks: Mapping[str, FloatNetwork],
 ) -> Iterator[Check]:
     try:
@@ -176,7 +183,7 @@ def _run_checks(
         for name in chosen:
             overlays = _check_overlays(bundle, task, name)
             yield from _reported("overlay = stand-alone", f"{task} {name}", overlays)
-    settings = (limit, reference_limit, tolerance_lsb)
+    settings = (limit, reference_limit, tolerance_lsb, machine)
     rows = check_images(bundle, chosen, datasets, *settings, networks)
     images = (Check(*row) for row in rows)
     yield from _reported("runtime = reference", "all tasks", images)

@@ -80,6 +80,7 @@ def check_images(
     limit: int,
     reference_limit: int,
     tolerance_lsb: int,
+    machine: str | None,
     networks: Mapping[str, FloatNetwork],
 ) -> Iterator[Row]:
     """Every task and resolution on every runtime, against the reference, float and the labels."""
@@ -99,7 +100,8 @@ def check_images(
         with engine:
             for task in bundle.tasks:
                 dataset = datasets(task, bundle.manifest.resolutions[-1])
-                run = TaskRun(engine, runtime, task, dataset.subset(_spread(len(dataset), limit)))
+                shown = dataset.subset(_spread(len(dataset), limit))
+                run = TaskRun(engine, runtime, task, shown, machine)
                 for px in bundle.task(task).resolutions:
                     yield from _check_resolution(run, px, base, reference_limit, tolerance_lsb)
                 yield from _check_float(run, networks.get(task))
@@ -166,13 +168,18 @@ def _compare(
     scale = float(values.activation_scale[run.bundle.manifest.layout.head_output])
     largest = int(np.rint(np.abs(scores - reference) / scale).max(initial=0))
     equal = float(np.mean(scores.argmax(1) == reference.argmax(1)))
-    numbers = {"images": len(pixels), "largest_lsb": largest, "equal_top1": equal}
+    numbers = {
+        "images": len(pixels),
+        "largest_lsb": largest,
+        "equal_top1": equal,
+        "arithmetic": run.arithmetic.name,
+    }
     detail = (
         f"{run.engine.runtime}: largest difference {largest} LSB, equal top-1 {100 * equal:.1f} % "
         f"of {len(pixels)} images ({run.dataset.name})"
     )
     if largest > tolerance_lsb:
-        detail += f"; at most {tolerance_lsb} LSB is allowed"
+        detail += f" in {run.arithmetic.name} arithmetic; at most {tolerance_lsb} LSB is allowed"
     return ("runtime = reference", subject, largest <= tolerance_lsb, detail, numbers)
 
 

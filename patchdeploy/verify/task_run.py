@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.data import ImageDataset
-from patchdeploy.patchfile.pack import ARITHMETIC
-from patchdeploy.quantize.arithmetic import Arithmetic
+from patchdeploy.quantize.runtimes import Arithmetic, arithmetic_of
 from patchdeploy.runtime import RUNTIME_FORMATS, Engine
 
 
@@ -19,12 +18,14 @@ class TaskRun:
         engine: over the bundle, of ``runtime``.
         runtime, task: names.
         dataset: images of any size; labels may be of other classes than the task's.
+        machine: whose arithmetic the executor computes with; None: this machine's.
     """
 
     engine: Engine
     runtime: str
     task: str
     dataset: ImageDataset
+    machine: str | None = None
 
     @property
     def bundle(self) -> Bundle:
@@ -39,4 +40,4 @@ class TaskRun:
     @property
     def arithmetic(self) -> Arithmetic:
         """How the executor computes what ``runtime`` does."""
-        return ARITHMETIC[RUNTIME_FORMATS[self.runtime]]
+        return arithmetic_of(RUNTIME_FORMATS[self.runtime], self.machine)

@@ -19,6 +19,9 @@ from patchdeploy_onnx import (
 from patchdeploy.convert import WrittenModel
 from patchdeploy.errors import FileFormatError
 from patchdeploy.quantize.executor import run_integer
+from patchdeploy.quantize.runtimes import arithmetic_of
+
+ONNXRUNTIME = arithmetic_of("onnx")
 
 
 @pytest.fixture(scope="module")
@@ -115,5 +118,5 @@ def test_unsigned_kernels_compute_the_same_on_any_cpu(name: str) -> None:
     assert onnx.TensorProto.INT8 not in {tensor.data_type for tensor in model.graph.initializer}
     images = random_images(3, 19)
     scores = ort.InferenceSession(unsigned).run(None, {"image": images})[0]
-    expected = run_integer(base, variants[16], images, "mlas").logits
+    expected = run_integer(base, variants[16], images, ONNXRUNTIME).logits
     np.testing.assert_array_equal(scores, expected)

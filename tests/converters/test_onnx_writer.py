@@ -21,6 +21,9 @@ from patchdeploy.errors import ConfigError, UnsupportedOperatorError
 from patchdeploy.graph import Conv2d, Graph, infer_shapes
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import ActivationParams, QuantizedBase, QuantizedVariant
+from patchdeploy.quantize.runtimes import REFERENCE, arithmetic_of
+
+ONNXRUNTIME = arithmetic_of("onnx")
 
 LEVELS = {
     "as written": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -84,7 +87,7 @@ def test_every_value_is_bit_equal_to_the_executor(name: str, seed: int, form: st
     base, variants = make_case(name, seed=seed)
     images = random_images(3, 19, seed)
     found = run_values(OnnxConverter().write(base, variants).data, images, base.graph, form)
-    expected = executor_values(base, variants[16], images, "mlas")
+    expected = executor_values(base, variants[16], images, ONNXRUNTIME)
     for operator in base.graph.operators:
         codes = found[operator.output].astype(np.int16) - 128
         assert np.unique(codes).size > 2, f"{operator.name} says nothing"
@@ -96,7 +99,7 @@ def test_convolutions_are_bit_equal_to_the_reference_arithmetic(name: str) -> No
     base, variants = make_case(name)
     images = random_images(2, 21)
     found = run_values(OnnxConverter().write(base, variants).data, images, base.graph)
-    expected = executor_values(base, variants[16], images, "reference")
+    expected = executor_values(base, variants[16], images, REFERENCE)
     for operator in base.graph.operators:
         if not isinstance(operator, Conv2d):
             break  # what follows another operator inherits its rounding
@@ -115,7 +118,7 @@ def test_one_file_serves_every_height_width_and_batch(name: str) -> None:
                 0, 256, (count, height, width, 3), np.uint8
             )
             scores = session.run(None, {"image": images})[0]
-            expected = run_integer(base, variants[16], images, "mlas").logits
+            expected = run_integer(base, variants[16], images, ONNXRUNTIME).logits
             np.testing.assert_array_equal(scores, expected)
 
 
@@ -229,7 +232,7 @@ def test_an_activation_tied_to_a_wider_range_is_clamped(activation: Any) -> None
     images = random_images(3, 19)
     found = run_values(OnnxConverter().write(base, {16: variant}).data, images, base.graph)
     left = found["left:out"].astype(np.int16) - 128
-    expected = executor_values(base, variant, images, "mlas")["left:out"]
+    expected = executor_values(base, variant, images, ONNXRUNTIME)["left:out"]
     np.testing.assert_array_equal(left, expected)
     assert left.min() == -10
     assert left.max() == (127 if activation == "relu" else -10 + 120)

@@ -1,6 +1,6 @@
 """int8 .tflite files in every runtime, operator by operator, against the integer executor.
 
-LiteRT with XNNPACK is bit-equal to ``arithmetic="xnnpack"``, through whole networks; so is
+LiteRT with XNNPACK is bit-equal to the executor, through whole networks; so is
 TensorFlow's interpreter, but for the mean. Builtin kernels (both of these without
 the delegate, and tflite-runtime 2.14, whose wheel delegates no int8) requantise with 31-bit
 fixed-point multipliers: see MOST_LSB.
@@ -24,6 +24,9 @@ from patchdeploy_tflite.flatfile import lay_out
 from patchdeploy.graph import GlobalAvgPool, Operator, tied_values
 from patchdeploy.quantize.executor import _Run, _run_operator, run_integer
 from patchdeploy.quantize.model import QuantizedBase, QuantizedVariant
+from patchdeploy.quantize.runtimes import REFERENCE, arithmetic_of
+
+LITERT = arithmetic_of("tflite")
 
 RESOLUTIONS = (16, 17, 25)
 IMAGES = 3
@@ -129,7 +132,7 @@ def test_every_operator_gives_the_executors_codes(
 def _differences(
     base: QuantizedBase, variant: QuantizedVariant, outputs: Outputs, case: str, px: int
 ) -> Iterator[tuple[Operator, int]]:
-    run = _Run(base, variant, tied_values(base.graph), "xnnpack")
+    run = _Run(base, variant, tied_values(base.graph), LITERT)
     key = f"{case}/classify_{px}"
     for operator in base.graph.operators:
         given = [_value(outputs, key, base, value) for value in operator.inputs]
@@ -157,7 +160,7 @@ def test_scores_are_bit_equal_through_the_whole_network_with_xnnpack(
     for outputs in _bit_equal(ran):
         for case, (base, variants) in cases.items():
             for px, variant in variants.items():
-                expected = run_integer(base, variant, random_images(IMAGES, px, px), "xnnpack")
+                expected = run_integer(base, variant, random_images(IMAGES, px, px), LITERT)
                 np.testing.assert_array_equal(
                     outputs[f"{case}/classify_{px}/scores"], expected.logits, strict=True
                 )
@@ -173,7 +176,7 @@ def test_convolutions_are_bit_equal_in_exact_arithmetic_too(
             for px, variant in variants.items():
                 codes: dict[str, Any] = {}
                 images = random_images(IMAGES, px, px)
-                run_integer(base, variant, images, "reference", observe=codes.__setitem__)
+                run_integer(base, variant, images, REFERENCE, observe=codes.__setitem__)
                 pool = next(o for o in base.graph.operators if isinstance(o, GlobalAvgPool))
                 found = _value(outputs, f"{case}/classify_{px}", base, pool.input)
                 np.testing.assert_array_equal(found, codes[pool.input])

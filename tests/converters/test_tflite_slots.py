@@ -30,7 +30,10 @@ from patchdeploy.quantize.model import (
     flatten_variant,
     neutral_variant,
 )
+from patchdeploy.quantize.runtimes import arithmetic_of
 from patchdeploy.slots import SlotTable, check_table, overlay, select_view
+
+LITERT = arithmetic_of("tflite")
 
 RESOLUTIONS = (16, 17, 24)
 
@@ -62,7 +65,7 @@ def test_overlay_is_byte_identical_to_exporting_the_task_alone(
     assert neutral.data != alone.data
     runner = Interpreter(model_content=bytes(patched)).get_signature_runner("classify_17")
     images = random_images(1, 17)
-    expected = run_integer(base, variants[17], images, "xnnpack").logits
+    expected = run_integer(base, variants[17], images, LITERT).logits
     np.testing.assert_array_equal(runner(image=images)["scores"], expected)
     assert neutral.table.slots == alone.table.slots
     check_table(neutral.table)
@@ -98,7 +101,7 @@ def test_one_resolution_can_be_set_and_the_others_stay_as_they_are() -> None:
     assert allowed[changed].all()
     runner = Interpreter(model_content=bytes(patched)).get_signature_runner("classify_17")
     images = random_images(1, 17)
-    expected = run_integer(base, variants[17], images, "xnnpack").logits
+    expected = run_integer(base, variants[17], images, LITERT).logits
     np.testing.assert_array_equal(runner(image=images)["scores"], expected)
 
 
@@ -156,7 +159,7 @@ def test_a_view_leaves_one_signature_with_unchanged_results(px: int) -> None:
     whole = Interpreter(model_content=written.data).get_signature_runner(f"classify_{px}")
     found = interpreter.get_signature_runner(f"classify_{px}")(image=images)["scores"]
     np.testing.assert_array_equal(found, whole(image=images)["scores"])
-    np.testing.assert_array_equal(found, run_integer(base, variants[px], images, "xnnpack").logits)
+    np.testing.assert_array_equal(found, run_integer(base, variants[px], images, LITERT).logits)
 
 
 def test_views_and_slots_touch_different_bytes() -> None:
@@ -184,7 +187,7 @@ def test_different_heads_are_refused_or_stored_apart() -> None:
     for px, variant in variants.items():
         images = random_images(1, px)
         found = interpreter.get_signature_runner(f"classify_{px}")(image=images)["scores"]
-        expected = run_integer(base, variant, images, "xnnpack").logits
+        expected = run_integer(base, variant, images, LITERT).logits
         np.testing.assert_array_equal(found, expected)
 
 

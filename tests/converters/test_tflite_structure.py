@@ -31,7 +31,10 @@ from patchdeploy.quantize.model import (
     QuantizedVariant,
     neutral_variant,
 )
+from patchdeploy.quantize.runtimes import arithmetic_of
 from patchdeploy.slots import select_view
+
+LITERT = arithmetic_of("tflite")
 
 RESOLUTIONS = (16, 17, 24)
 BUILTINS = {code: name for name, code in vars(schema.BuiltinOperator).items()}
@@ -148,7 +151,7 @@ def test_a_maximum_over_negative_values_is_not_padded_with_zeros() -> None:
     variant = replace(variants[16], bias=low)
     codes: dict[str, Any] = {}
     images = random_images(1, 16)
-    expected = run_integer(base, variant, images, "xnnpack", codes.__setitem__).logits
+    expected = run_integer(base, variant, images, LITERT, codes.__setitem__).logits
     zero_point = variant.activations["stem:out"].zero_point
     assert codes["pool2:out"][0, 0, 0].min() < min(zero_point, 0) - 10
     data = TFLiteConverter().write(base, {16: variant}).data
@@ -283,7 +286,7 @@ def test_mobilenet_is_bit_equal_to_the_executor(
     view = select_view(bytearray(written.data), written.table, 96)
     runner = Interpreter(model_content=bytes(view)).get_signature_runner("classify_96")
     images = random_images(1, 96)
-    expected = run_integer(base, variants[96], images, "xnnpack")
+    expected = run_integer(base, variants[96], images, LITERT)
     np.testing.assert_array_equal(runner(image=images)["scores"], expected.logits)
     assert len(np.unique(expected.codes)) > 50
 

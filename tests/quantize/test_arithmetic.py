@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from patchdeploy.quantize.arithmetic import (
     activation_bounds,
-    add,
-    add_multipliers,
     dequantize,
-    mean,
-    multiply,
     quantize,
     requantize,
     requantize_multiplier,
 )
 from patchdeploy.quantize.model import ActivationParams
+from patchdeploy.quantize.runtimes import MACHINES, REFERENCE
+from patchdeploy.quantize.sums import NEON_BITS, XNNPACK_BITS, add_multipliers
+
+RUNTIMES = [one for machine in MACHINES.values() for one in machine.values()]
 
 codes = st.integers(-128, 127)
 scales = st.floats(2.0**-8, 2.0**-2, width=32)
@@ -73,15 +73,15 @@ def test_a_sum_is_the_rounded_rational_sum(a, b, a_params, b_params, y_params):
     real = (real + exact(b_params.scale) * (b - b_params.zero_point)) / exact(y_params.scale)
     if near_half(real):
         return
-    found = add(one(a), one(b), a_params, b_params, y_params)
+    found = REFERENCE.add(one(a), one(b), a_params, b_params, y_params)
     assert found[0] == rounded(real, y_params.zero_point)
 
 
 @given(codes, codes, params, params, params)
 def test_runtime_sums_stay_within_one_step_of_the_reference(a, b, a_params, b_params, y_params):
-    reference = int(add(one(a), one(b), a_params, b_params, y_params)[0])
-    for arithmetic in ("xnnpack", "mlas"):
-        found = int(add(one(a), one(b), a_params, b_params, y_params, arithmetic)[0])
+    reference = int(REFERENCE.add(one(a), one(b), a_params, b_params, y_params)[0])
+    for arithmetic in RUNTIMES:
+        found = int(arithmetic.add(one(a), one(b), a_params, b_params, y_params)[0])
         assert abs(found - reference) <= 1  # derived in the module's docstring
 
 
@@ -91,10 +91,10 @@ def test_a_product_is_the_rounded_rational_product(a, b, a_params, b_params, y_p
     real = real * exact(b_params.scale) * (b - b_params.zero_point) / exact(y_params.scale)
     if near_half(real):
         return
-    found = int(multiply(one(a), one(b), a_params, b_params, y_params)[0])
+    found = int(REFERENCE.multiply(one(a), one(b), a_params, b_params, y_params)[0])
     assert found == rounded(real, y_params.zero_point)
-    for arithmetic in ("xnnpack", "mlas"):
-        runtime = int(multiply(one(a), one(b), a_params, b_params, y_params, arithmetic)[0])
+    for arithmetic in RUNTIMES:
+        runtime = int(arithmetic.multiply(one(a), one(b), a_params, b_params, y_params)[0])
         assert abs(runtime - found) <= 1
 
 
@@ -105,10 +105,10 @@ def test_a_mean_is_the_rounded_rational_mean(height, width, x_params, y_params, 
     real = exact(x_params.scale) * total / x.size / exact(y_params.scale)
     if near_half(real):
         return
-    found = int(mean(x, x_params, y_params).item())
+    found = int(REFERENCE.mean(x, x_params, y_params).item())
     assert found == rounded(real, y_params.zero_point)
-    for arithmetic in ("xnnpack", "mlas"):
-        assert abs(int(mean(x, x_params, y_params, arithmetic).item()) - found) <= 1
+    for arithmetic in RUNTIMES:
+        assert abs(int(arithmetic.mean(x, x_params, y_params).item()) - found) <= 1
 
 
 def near_half(real: Fraction) -> bool:
@@ -121,10 +121,13 @@ def test_quantising_what_was_dequantised_gives_the_code_back(code, one_params):
     assert quantize(dequantize(one(code), one_params), one_params)[0] == code
 
 
-@given(st.floats(2.0**-9, 255.0, width=32), st.floats(2.0**-9, 255.0, width=32))
-def test_the_larger_multiplier_of_a_sum_has_21_bits(a_ratio, b_ratio):
-    a, b, shift = add_multipliers(np.float32(a_ratio), np.float32(b_ratio))
-    assert 2**20 <= max(a, b) <= 2**21
+ratios = st.floats(2.0**-9, 255.0, width=32)
+
+
+@given(ratios, ratios, st.sampled_from([XNNPACK_BITS, NEON_BITS]))
+def test_the_larger_multiplier_of_a_sum_has_one_bit_more_than_asked_for(a_ratio, b_ratio, bits):
+    a, b, shift = add_multipliers(np.float32(a_ratio), np.float32(b_ratio), bits)
+    assert 2**bits <= max(a, b) <= 2 ** (bits + 1)
     # Rounding to a whole multiplier loses at most half a unit of 2^-shift.
     assert abs(Fraction(a, 1) / Fraction(2) ** shift - exact(a_ratio)) <= Fraction(1, 2) / 2**shift
 

@@ -16,6 +16,9 @@ from patchdeploy.errors import DataError
 from patchdeploy.graph import Conv2d, MaxPool, infer_shapes, window_output
 from patchdeploy.quantize.convolution import accumulator_dtype, convolve, max_pool
 from patchdeploy.quantize.executor import run_integer
+from patchdeploy.quantize.runtimes import MACHINES, REFERENCE
+
+ARITHMETICS = [REFERENCE, *(one for machine in MACHINES.values() for one in machine.values())]
 
 
 def convolve_by_loops(x, zero_point, kernel, bias, conv):
@@ -117,7 +120,7 @@ def test_maximum_pooling_equals_plain_loops(kernel, stride, ceil_mode, size, see
 
 
 @pytest.mark.parametrize("name", GRAPH_CASES)
-@pytest.mark.parametrize("arithmetic", ["reference", "xnnpack", "mlas"])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS, ids=lambda one: one.name)
 def test_a_batch_equals_its_images_one_by_one(name, arithmetic):
     base, variants = make_case(name, (17,))
     images = random_images(3, 17)
