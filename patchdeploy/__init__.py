@@ -58,7 +58,9 @@ if TYPE_CHECKING:
     from patchdeploy.training.sweep import sweep_rates
     from patchdeploy.verify import VerifyReport, verify_bundle
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime's Privacy.md; processes inherit it
+# onnxruntime's Privacy.md: read when it is imported, and inherited by processes. Who has set it
+# has chosen.
+os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"
 
 __all__ = [
     "Base",

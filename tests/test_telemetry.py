@@ -59,29 +59,51 @@ patchdeploy_onnx.OnnxConverter()
 """
 
 
+# A program that imports onnxruntime after the package, by itself.
+IMPORT_AFTER = """
+import sys, patchdeploy
+assert "onnxruntime" not in sys.modules
+import onnxruntime
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "value"),
-    [(ENGINE, "0"), (CONVERTER, None)],
-    ids=["engine and verify, switched on", "converter, unset"],
+    [(ENGINE, None), (CONVERTER, None), (IMPORT_AFTER, None), (IMPORT_AFTER, "")],
+    ids=["engine and verify", "converter", "imported after", "imported after, set to nothing"],
 )
 def test_nothing_that_loads_onnxruntime_leaves_a_trace_of_telemetry(tmp_path, program, value):
     make_bundle(tmp_path / "b")
     assert traces(tmp_path / "home", program, tmp_path / "b", value=value) == []
 
 
+def test_who_has_switched_it_on_has_it_on(tmp_path):
+    program = f"{IMPORT_AFTER}\nfrom patchdeploy.runtime.ort import load_onnxruntime\n"
+    program += "load_onnxruntime()\nimport os; os._exit(0)"
+    assert "deviceid" in traces(tmp_path / "home", program, value="0")
+
+
 def test_the_tests_themselves_and_what_they_start_have_it_off():
     assert os.environ[SWITCH] == "1"
 
 
-def test_what_a_program_started_before_it_imported_patchdeploy_is_ended(monkeypatch):
+@pytest.mark.parametrize(
+    ("value", "calls"),
+    [(None, 1), ("1", 1), ("TRUE", 1), ("on", 1), ("0", 0), ("off", 0)],
+)
+def test_what_a_program_started_before_it_imported_patchdeploy_is_ended(monkeypatch, value, calls):
+    """Unless it was switched on: onnxruntime takes "off" for that, too."""
     import onnxruntime
 
     from patchdeploy.runtime.ort import load_onnxruntime
 
-    calls = []
-    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: calls.append("off"))
+    made = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: made.append("off"))
+    monkeypatch.delenv(SWITCH)
+    if value is not None:
+        monkeypatch.setenv(SWITCH, value)
     assert load_onnxruntime() is onnxruntime
-    assert calls == ["off"]
+    assert len(made) == calls
 
 
 IMPORT = re.compile(r"^\s*(import onnxruntime|from onnxruntime)", re.MULTILINE)

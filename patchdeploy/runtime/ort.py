@@ -13,6 +13,7 @@ uint8 once when a back end opens (`ort_kernels`): the same scores in both modes,
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from types import ModuleType
@@ -34,6 +35,8 @@ from patchdeploy.slots import PatchValues, SlotTable, slot_values
 PER_RUN_VERSION = (1, 29)
 """Below, a bias that is an input is dropped without a word (onnxruntime#31684)."""
 INPUT, OUTPUT = "image", "scores"
+TELEMETRY_OFF = ("1", "true", "yes", "on")
+"""Values of ORT_DISABLE_TELEMETRY that onnxruntime understands so; any other leaves it on."""
 
 
 class OnnxRuntimeBackend:
@@ -172,7 +175,7 @@ def check_per_run_version(version: str) -> None:
 
 
 def load_onnxruntime() -> ModuleType:
-    """The onnxruntime module, its telemetry off.
+    """The onnxruntime module, its telemetry off unless the user has switched it on.
 
     ``import patchdeploy`` has switched it off; the call is for a program that imported onnxruntime
     before, where it ends what is not sent yet.
@@ -187,6 +190,7 @@ def load_onnxruntime() -> ModuleType:
             "runtime 'onnxruntime' needs onnxruntime, which is not installed; "
             "run: pip install 'patchdeploy[onnx]'"
         ) from error
-    onnxruntime.disable_telemetry_events()
+    if os.environ.get("ORT_DISABLE_TELEMETRY", "1").lower() in TELEMETRY_OFF:
+        onnxruntime.disable_telemetry_events()
     module: ModuleType = onnxruntime
     return module
