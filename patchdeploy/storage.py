@@ -16,7 +16,6 @@ import errno
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,9 +24,6 @@ from typing import BinaryIO
 from patchdeploy.errors import IrregularFileError, StorageError
 from patchdeploy.storage_temporary import new_file
 
-LOCK_SECONDS = 60.0
-"""How long a writer waits for another one, by default."""
-_LOOK_SECONDS = 0.005
 _GROWTH_BYTES = 65_536
 """How much a file may grow while it is read; a file of /proc has length 0 and content."""
 _PIECE_BYTES = 1 << 20
@@ -105,14 +101,14 @@ def open_regular(path: Path, *, follow: bool = False, folder: int | None = None)
         handle = os.open(path, _READ if follow else _READ | _NO_LINK, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _irregular(path, _link_words(path, folder)) from error
+            raise irregular(path, _link_words(path, folder)) from error
         if error.errno == errno.ENXIO:  # a socket
-            raise _irregular(path, "not a regular file") from error
+            raise irregular(path, "not a regular file") from error
         raise
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return handle
     os.close(handle)
-    raise _irregular(path, "not a regular file")
+    raise irregular(path, "not a regular file")
 
 
 def _link_words(path: Path, folder: int | None) -> str:
@@ -127,7 +123,7 @@ def _open_inside(folder: Path, name: str) -> int:
         for part in name.split("/")[:-1]:
             folder = folder / part
             if folder.is_symlink():
-                raise _irregular(folder, "a link")
+                raise irregular(folder, "a link")
         return open_regular(folder / name.rpartition("/")[2])
     handle = _enter(folder, name)
     try:
@@ -148,7 +144,7 @@ def _enter(folder: Path, name: str, makes: bool = False) -> int:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 found = f"below {part!r}, which is a link or no folder"
-                raise _irregular(folder / name, found) from error
+                raise irregular(folder / name, found) from error
             raise
         finally:
             os.close(handle)
@@ -169,16 +165,17 @@ def _check_length(handle: int, path: Path, limit_bytes: int) -> int:
     """The most bytes that may come of ``handle``."""
     length = os.fstat(handle).st_size
     if length > limit_bytes:
-        raise _irregular(path, f"{length} bytes long, and at most {limit_bytes} are allowed")
+        raise irregular(path, f"{length} bytes long, and at most {limit_bytes} are allowed")
     return min(limit_bytes, length + _GROWTH_BYTES)
 
 
 def _check_growth(length: int, most: int, path: Path) -> None:
     if length > most:
-        raise _irregular(path, f"longer than {most} bytes, and grows while it is read")
+        raise irregular(path, f"longer than {most} bytes, and grows while it is read")
 
 
-def _irregular(path: Path, what: str) -> IrregularFileError:
+def irregular(path: Path, what: str) -> IrregularFileError:
+    """The error where ``path`` is ``what`` and must be a regular file."""
     return IrregularFileError(
         f"{path} is {what}; it must be a regular file; put the file itself in its place"
     )
@@ -331,73 +328,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def open_lock(path: Path) -> int:
-    """A handle of the lock file ``path``, made if need be; the caller closes it.
-
-    flock needs a handle and no right to write, so whoever may open a lock file may hold it. Only
-    those who may write its folder may open this one; rights that an older version gave are taken
-    back.
-
-    Raises:
-        IrregularFileError: a link, a pipe, a device or a folder has the name.
-        OSError: it cannot be opened.
-    """
-    flags = _READ | os.O_RDWR | os.O_CREAT | _NO_LINK  # O_RDONLY, in _READ, is 0
-    try:
-        handle = os.open(path, flags, 0o600)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise _irregular(path, "a link, or not a regular file") from error
-        raise
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise _irregular(path, "not a regular file")
-        mode = _lock_mode(path.parent)
-        if stat.S_IMODE(status.st_mode) != mode and hasattr(os, "fchmod"):
-            with suppress(PermissionError):  # another writer's file: its owner sees to its mode
-                os.fchmod(handle, mode)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _lock_mode(folder: Path) -> int:
-    """Read and write for its owner, and for whoever else may write ``folder``."""
-    writable = stat.S_IMODE(folder.stat().st_mode)
-    return 0o600 | (0o060 if writable & 0o020 else 0) | (0o006 if writable & 0o002 else 0)
-
-
-def hold_lock(handle: int, place: Path, seconds: float = LOCK_SECONDS) -> None:
-    """Wait until no other open file holds ``handle``'s (flock), then hold it until it is closed.
-
-    The kernel gives the lock back when the process ends, however that comes. Where the system has
-    no flock nothing is held: a rename is one step all the same.
-
-    Args:
-        place: what is locked, for the error's message.
-
-    Raises:
-        StorageError: another one held it for ``seconds``; nothing was written.
-        OSError: the file cannot be locked.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= end:
-                raise StorageError(
-                    f"another process has held {place} for {seconds:g} seconds; one at a time "
-                    "writes there; let it end, or end it, and try again; nothing was written"
-                ) from error
-            time.sleep(_LOOK_SECONDS)
-        else:
-            return

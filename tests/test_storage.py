@@ -10,7 +10,6 @@ import pytest
 
 from patchdeploy.errors import IrregularFileError, StorageError
 from patchdeploy.storage import (
-    hold_lock,
     read_inside,
     read_regular,
     sha256_hex,
@@ -80,42 +79,6 @@ def test_a_folder_that_cannot_be_synced_after_the_rename_is_told_as_that(tmp_pat
 
 def test_sha256_is_the_published_one_of_the_empty_string():
     assert sha256_hex(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
-HOLD = """
-import fcntl, os, sys
-handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.flock(handle, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_lock_that_another_process_does_not_give_back_is_an_error_and_one_that_it_does_is_held(
-    tmp_path,
-):
-    path = tmp_path / "lock"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(StorageError) as caught:
-            hold_lock(handle, path, 0.05)
-        assert str(caught.value) == (
-            f"another process has held {path} for 0.05 seconds; one at a time writes there; let "
-            "it end, or end it, and try again; nothing was written"
-        )
-        holder.communicate()  # its end gives the lock back
-        hold_lock(handle, path, 0)
-        other = os.open(path, os.O_RDWR)
-        with pytest.raises(StorageError, match="has held"):
-            hold_lock(other, path, 0)
-        os.close(other)
-    finally:
-        holder.communicate()
-        os.close(handle)
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,13 @@ from patchdeploy.quantize.model import QuantizedBase, neutral_variant
 from patchdeploy.reference import save_reference
 from patchdeploy.storage import (
     check_inside,
-    hold_lock,
-    open_lock,
     read_inside,
     sha256_hex,
     unlink_inside,
     write_atomic,
     write_inside,
 )
+from patchdeploy.storage_locks import hold_lock, open_lock
 from patchdeploy.storage_temporary import remove_leftovers, staged_folder, try_folder
 
 __all__ = [
@@ -469,7 +468,7 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def hold_bundle(path: Path) -> Iterator[None]:
-    """One writer at a time; see `storage.open_lock`. What killed ones have left is gone."""
+    """One writer at a time; see `storage_locks.open_lock`. What killed ones have left is gone."""
     read_manifest(path)
     try:
         descriptor = open_lock(path / _LOCK)

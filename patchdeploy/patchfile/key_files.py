@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchdeploy.errors import IrregularFileError, PatchKeyError, StorageError
-from patchdeploy.storage import LOCK_SECONDS, hold_lock, open_lock, open_regular, sync_folder
+from patchdeploy.storage import open_regular, sync_folder
+from patchdeploy.storage_locks import LOCK_SECONDS, hold_lock, open_lock
 
 MAX_FILE_BYTES = 65_536
 _PEM_START = b"-----BEGIN "
@@ -100,8 +101,8 @@ def is_pem(path: Path) -> bool:
 def hold_folder(folder: Path) -> Iterator[None]:
     """One process at a time that changes a list or a file in ``folder``; waits for the others.
 
-    The lock is a file that only those who may write the folder can open, `storage.open_lock`; it
-    is there while it is held and gone at the end.
+    The lock is a file that only those who may write the folder can open,
+    `storage_locks.open_lock`; it is there while it is held and gone at the end.
 
     Raises:
         StorageError: the folder is not there or cannot be written, or another one holds it too

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Protocol
 
 from patchdeploy.errors import IntegrityError, IrregularFileError
-from patchdeploy.storage import LOCK_SECONDS, hold_lock, open_lock, read_regular
+from patchdeploy.storage import read_regular
+from patchdeploy.storage_locks import LOCK_SECONDS, hold_lock, open_lock
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -87,13 +88,13 @@ class DiskFiles:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """Hold ``path``; see `storage.open_lock` for who may."""
+        """Hold ``path`` against Python and JVMs; see `storage_locks.open_lock` for who may."""
         try:
             handle = open_lock(path)
         except IrregularFileError as error:
             raise OSError(errno.EINVAL, str(error)) from error
         try:
-            hold_lock(handle, path, self.lock_seconds)
+            hold_lock(handle, path, self.lock_seconds, record=True)
             yield
         finally:
             os.close(handle)

@@ -3,7 +3,7 @@
 In: a path and the `Files` that reach it. Out: bytes compared with their names, the state as STATE
 or its copy has it, and a commit that leaves the old state or the new one.
 
-    <folder>/lock          held by flock while anything is written; readers cannot open it
+    <folder>/lock          held while anything is written; readers cannot open it
     <folder>/STATE         what is active, what was, floors and keys; replaced in one step
     <folder>/STATE.copy    the same bytes: what counts where STATE is lost or damaged
     <folder>/<sha256>.pdp  patch files, named by their own hash, never written into

@@ -15,10 +15,10 @@ import patchdeploy.patchkit.slots.PatchValues
 /** A JSON object of the repository's test vectors, or of the cases that Python made. */
 public typealias Document = Map<String, Any?>
 
-private val RULES = JsonRules(repeatedKeys = false, loneSurrogates = true, mostDigits = 308, mostLevels = 32)
+private val RULES = JsonRules(repeatedKeys = false, loneSurrogates = true, mostDigits = 308, mostLevels = 64)
 
 @Suppress("UNCHECKED_CAST")
-internal fun readDocument(path: Path): Document = parseJson(Files.readAllBytes(path), RULES) as Document
+public fun readDocument(path: Path): Document = parseJson(Files.readAllBytes(path), RULES) as Document
 
 /** A file of tests/patchfile. */
 public fun readVectors(name: String): Document {
@@ -39,7 +39,7 @@ public fun Document.long(key: String): Long? = get(key) as Long?
 public fun Document.base64(key: String): ByteArray = Base64.getDecoder().decode(text(key))
 
 /** The reader's demands as vectors.json and its siblings have them; absent and null: no demand. */
-internal fun policyOf(fields: Document): Policy = Policy(
+public fun policyOf(fields: Document): Policy = Policy(
     trusted = (fields["trusted"] as List<*>?)?.let { keys ->
         val threshold = checkNotNull(fields.long("threshold")).toInt()
         TrustedKeys(keys.map { key -> key?.let { PublicKey.fromHex(it as String) } }, threshold)
@@ -56,27 +56,27 @@ internal fun policyOf(fields: Document): Policy = Policy(
 )
 
 /** "ok", or the code of the check that refuses. */
-internal fun verdict(check: () -> Unit): String = try {
+public fun verdict(check: () -> Unit): String = try {
     check()
     "ok"
 } catch (error: PatchRefusedException) {
     error.code.text
 }
 
-internal fun sha256(floats: FloatArray): String {
+public fun sha256(floats: FloatArray): String {
     val bytes = ByteBuffer.allocate(4 * floats.size).order(ByteOrder.LITTLE_ENDIAN)
     floats.forEach(bytes::putFloat)
     return sha256Hex(bytes.array())
 }
 
-internal fun sha256(integers: IntArray): String {
+public fun sha256(integers: IntArray): String {
     val bytes = ByteBuffer.allocate(4 * integers.size).order(ByteOrder.LITTLE_ENDIAN)
     integers.forEach(bytes::putInt)
     return sha256Hex(bytes.array())
 }
 
 /** By array, the SHA-256 of its little-endian bytes. */
-internal fun hashes(values: PatchValues): Map<String, String> = mapOf(
+public fun hashes(values: PatchValues): Map<String, String> = mapOf(
     "weight_scale" to sha256(values.weightScale),
     "bias" to sha256(values.bias),
     "activation_scale" to sha256(values.activationScale),
@@ -85,7 +85,7 @@ internal fun hashes(values: PatchValues): Map<String, String> = mapOf(
 )
 
 /** The JSON text of a parsed document; texts of it hold no character that needs an escape. */
-internal fun jsonBytes(value: Any?): ByteArray = jsonText(value).toByteArray()
+public fun jsonBytes(value: Any?): ByteArray = jsonText(value).toByteArray()
 
 private fun jsonText(value: Any?): String = when (value) {
     is Map<*, *> -> value.entries.joinToString(",", "{", "}") { (key, one) -> "\"$key\":${jsonText(one)}" }

@@ -76,8 +76,8 @@ public interface NewFile {
 }
 
 /**
- * The real disk. The lock is a record lock (fcntl), which Python's flock does not see: of the two
- * languages only one may write into a folder at a time; reading needs no lock.
+ * The real disk. The lock is a record lock (fcntl) of the whole file, which Python takes, too, after its
+ * flock; reading needs no lock.
  *
  * @property lockSeconds how long a writer waits for another one.
  */
@@ -91,7 +91,7 @@ public class DiskFiles(private val lockSeconds: Long = 60) : Files {
     }
 
     override fun <T> locked(path: Path, work: () -> T): T {
-        val threads = THREADS.getOrPut(path.toAbsolutePath().normalize()) { ReentrantLock() }
+        val threads = THREADS.getOrPut(path.parent.toRealPath().resolve(path.fileName)) { ReentrantLock() }
         if (!threads.tryLock(lockSeconds, TimeUnit.SECONDS)) throw held(path)
         try {
             open(path).use { channel ->
@@ -174,7 +174,10 @@ public class DiskFiles(private val lockSeconds: Long = 60) : Files {
     private companion object {
         const val LOOK_MS = 20L
 
-        /** A record lock belongs to the process: threads of one need another. */
+        /**
+         * A record lock belongs to the process: threads need another, and whoever closed the file after
+         * waiting in vain would free it. So by the real path: Android has /data/data as a link.
+         */
         val THREADS = ConcurrentHashMap<Path, ReentrantLock>()
     }
 }
