@@ -2,128 +2,178 @@ package patchdeploy.patchkit.store
 
 import java.nio.file.Path
 import java.util.logging.Level
+import kotlin.random.Random
 import org.junit.jupiter.api.AfterAll
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.BeforeAll
+import org.junit.jupiter.api.DynamicTest
+import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 import patchdeploy.patchkit.StorageException
-import patchdeploy.patchkit.sha256Hex
 
-/** Every operation of the disk fails once, fails for good, or is where the process ends. */
+/**
+ * Every operation of the disk fails once, fails for good, or is where the process or the power ends:
+ * what each task runs is the old patch or the new one, whole, no floor falls, and what comes next
+ * finds a sound folder.
+ */
 class FaultsTest {
-    @TempDir
-    lateinit var parent: Path
-    private val patches = (1..4).map { PatchForge.patch(it) }
-    private val hashes = patches.map(::sha256Hex)
-    private var folders = 0
+    /** A disk before [operation], and what an undisturbed run makes of it. */
+    private class Situation(val name: String, val operation: Operation) {
+        private val disk = SimulatedDisk().also { operation.setUp(storeOn(it, operation.shipped), it) }
+        val steps = FaultyFiles(disk.copied()).also { operation.act(storeOn(it, operation.shipped)) }.steps
+        val old = found(disk)
+        val new = found(disk.copied().also { operation.act(storeOn(it, operation.shipped)) })
 
-    private fun store(folder: Path, files: Files = FailingFiles(Fault.ONCE, 0)): Store =
-        Store(folder, PatchForge.policy, PatchForge.hooks(), files, clock = { 100 })
-
-    /** A store whose task went from 1 to 2, with 4 installed beside them. */
-    private fun prepared(): Path = parent.resolve("store${folders++}").also { folder ->
-        java.nio.file.Files.createDirectory(folder)
-        for (name in DiskFiles().names(template)) java.nio.file.Files.copy(template.resolve(name), folder.resolve(name))
+        fun fresh(): SimulatedDisk = disk.copied()
     }
 
-    private val template: Path by lazy {
-        parent.resolve("template").also { folder ->
-            store(folder).install(patches[0])
-            store(folder).install(patches[1])
-            store(folder).install(patches[3], activate = false)
-        }
+    /** What happened to an operation that was interrupted. */
+    private enum class Outcome { DONE, FAILED, ENDED }
+
+    private fun act(situation: Situation, files: Files): Outcome = try {
+        situation.operation.act(storeOn(files, situation.operation.shipped))
+        Outcome.DONE
+    } catch (_: StorageException) {
+        Outcome.FAILED
+    } catch (_: Killed) {
+        Outcome.ENDED
     }
 
-    /** Tries [work] with a fault at each operation; [old] and [new] are what may be active. */
-    private fun tryAll(old: String?, new: String?, make: () -> Path = ::prepared, work: (Store) -> Unit): Int {
+    /** Tries [situation] with every fault at each operation of the disk; how many states that made. */
+    private fun tryAll(situation: Situation): Int {
+        val random = Random(situation.name.hashCode())
         var states = 0
-        for (fault in Fault.entries) {
-            var at = 1
-            while (tryOne(fault, at, old, new, make, work)) {
-                at++
-                states++
+        for (fault in Fault.entries) for (at in situation.steps.indices.filter { situation.steps[it] in fault.at }) {
+            val disk = situation.fresh()
+            val outcome = act(situation, FaultyFiles(disk, fault, at))
+            val case = "${situation.name}, $fault at $at"
+            val allowed = when {
+                outcome == Outcome.DONE -> listOf(situation.new)
+                fault == Fault.FAILS_ONCE -> listOf(situation.old)
+                else -> listOf(situation.old, situation.new)
+            }
+            states += powerLosses(situation, disk, outcome, random, case)
+            demandSound(situation, disk, allowed, case)
+            states++
+        }
+        val done = situation.fresh()
+        assertEquals(Outcome.DONE, act(situation, done))
+        return states + powerLosses(situation, done, Outcome.DONE, random, "${situation.name}, done")
+    }
+
+    /** What was done stays done; what was not may be either. */
+    private fun powerLosses(situation: Situation, disk: SimulatedDisk, outcome: Outcome, random: Random, case: String): Int {
+        val allowed = if (outcome == Outcome.DONE) listOf(situation.new) else listOf(situation.old, situation.new)
+        repeat(POWER_LOSSES) { demandSound(situation, disk.afterPowerLoss(random), allowed, "$case, then the power") }
+        return POWER_LOSSES
+    }
+
+    private fun demandSound(situation: Situation, disk: SimulatedDisk, allowed: List<Found>, case: String) {
+        val found = found(disk)
+        assertTrue(allowed.any { it.active == found.active }) { "$case: ${found.active} of ${allowed.map { it.active }}" }
+        for ((task, floor) in situation.old.floors) {
+            assertTrue((found.floors[task] ?: 0) >= floor) { "$case: a floor of $floor fell to ${found.floors[task]}" }
+        }
+        val store = storeOn(disk, situation.operation.shipped)
+        if (store.isThere && !situation.operation.isDamagedBefore) {
+            val used = store.list().filter { it.status != PatchStatus.INSTALLED }
+            assertEquals(emptyList<String?>(), used.mapNotNull { it.problem }, case)
+        }
+        assertTrue(store.install(patch(9)).changed, case)
+        if (!situation.operation.isDamagedBefore) {
+            found.active["first"]?.let { assertEquals(it, store.revert("first").sha256, case) }
+        }
+        store.cleanUp()
+        assertEquals(emptyList<String>(), store.cleanUp(), case)
+        assertTrue(store.active().getValue("first") in setOf(hashOf(9), found.active["first"]), case)
+    }
+
+    @TestFactory
+    fun `after any fault the old patch or the new one is active`(): List<DynamicTest> {
+        val tests = OPERATIONS.map { (name, operation) ->
+            dynamicTest(name) {
+                val states = tryAll(Situation(name, operation))
+                total += states
+                assertTrue(states >= 50) { "$states states" }
             }
         }
-        total += states
-        return states
+        return tests + dynamicTest("these are more than 2,000 states") { assertTrue(total > 2000) { "$total" } }
     }
 
-    /** Whether there was an operation [at]. */
-    private fun tryOne(fault: Fault, at: Int, old: String?, new: String?, make: () -> Path, work: (Store) -> Unit): Boolean {
-        val folder = make()
-        val files = FailingFiles(fault, at)
-        val failure = try {
-            work(store(folder, files))
-            null
-        } catch (error: StorageException) {
-            error
-        } catch (error: Killed) {
-            error
+    @Test
+    fun `a second fault in what comes after the first one changes nothing of that`() {
+        val random = Random(1)
+        val situations = OPERATIONS.map { (name, operation) -> Situation(name, operation) }
+        repeat(600) { number ->
+            val situation = situations[number % situations.size]
+            val first = situation.fresh()
+            val outcome = act(situation, FaultyFiles(first, Fault.KILLED, random.nextInt(situation.steps.size)))
+            assertEquals(Outcome.ENDED, outcome)
+            val second = first.afterPowerLoss(random)
+            try {
+                storeOn(FaultyFiles(second, Fault.entries.random(random), random.nextInt(30))).recover()
+            } catch (_: StorageException) {
+                // recovery is tried again below
+            } catch (_: Killed) {
+                // the same
+            }
+            val allowed = listOf(situation.old, situation.new)
+            demandSound(situation, second.afterPowerLoss(random), allowed, "${situation.name}, twice")
+            total++
         }
-        val active = store(folder).active()["first"]
-        val allowed = if (failure == null) listOf(new) else listOf(old, new)
-        assertTrue(active in allowed) { "$fault at $at: $active of $allowed" }
-        val whole = store(folder).run { if (isThere) list().filter { it.status != PatchStatus.INSTALLED } else emptyList() }
-        assertEquals(emptyList<String?>(), whole.mapNotNull { it.problem }, "$fault at $at")
-        store(folder).install(PatchForge.patch(9)) // what comes next finds a sound folder
-        store(folder).cleanUp()
-        assertEquals(emptyList<String>(), store(folder).cleanUp(), "$fault at $at")
-        return files.count >= at
     }
 
     @Test
-    fun `a first install is none or whole`() {
-        val states = tryAll(null, hashes[0], { parent.resolve("store${folders++}") }) { it.install(patches[0]) }
-        assertTrue(states >= 60) { "$states states" }
-    }
-
-    @Test
-    fun `install leaves the old patch or the new one`() {
-        val states = tryAll(hashes[1], hashes[2]) { it.install(patches[2]) }
-        assertTrue(states >= 80) { "$states states" }
-    }
-
-    @Test
-    fun `activate leaves the old patch or the new one`() {
-        val states = tryAll(hashes[1], hashes[3]) { it.activate(hashes[3]) }
-        assertTrue(states >= 60) { "$states states" }
-    }
-
-    @Test
-    fun `revert leaves the old patch or the new one`() {
-        val states = tryAll(hashes[1], hashes[0]) { it.revert("first") }
-        assertTrue(states >= 60) { "$states states" }
-    }
-
-    @Test
-    fun `clean-up and recovery change nothing that is active`() {
-        val states = tryAll(hashes[1], hashes[1]) { it.cleanUp() } + tryAll(hashes[1], hashes[1], ::damaged) { it.recover() }
-        assertTrue(states >= 60) { "$states states" }
-    }
-
-    private fun damaged(): Path = prepared().also { java.nio.file.Files.write(it.resolve("STATE"), byteArrayOf(1)) }
-
-    @Test
-    fun `eight threads install at once and the highest number is active`() {
-        val folder = parent.resolve("threads")
-        val threads = (1..8).map { k ->
-            Thread { runCatching { store(folder).install(PatchForge.patch(k)) } }.apply { start() }
+    fun `the real disk does as the simulated one`(@TempDir parent: Path) {
+        val folder = parent.resolve("store")
+        val store = { files: Files -> Store(folder, PatchForge.policy, HOOKS, files, clock = { 100 }) }
+        store(UnsyncedFiles()).install(patch(1))
+        for (sequence in 2..5) {
+            var at = 0
+            do {
+                val files = FaultyFiles(UnsyncedFiles(), listOf(Fault.FAILS_ONCE, Fault.KILLED)[sequence % 2], at++)
+                val isDone = runCatching { store(files).install(patch(sequence)) }.isSuccess
+                val active = store(DiskFiles()).active()["first"]
+                assertTrue(active in if (isDone) setOf(hashOf(sequence)) else setOf(hashOf(sequence - 1), hashOf(sequence)))
+                total++
+            } while (!isDone)
+            assertTrue(at > 15) { "$at operations" }
         }
+        assertTrue(store(DiskFiles()).cleanUp().isNotEmpty())
+    }
+
+    @Test
+    fun `eight threads install at once and the highest number is active`(@TempDir parent: Path) {
+        val store = { Store(parent.resolve("threads"), PatchForge.policy, PatchForge.hooks(), clock = { 100 }) }
+        val threads = (1..8).map { k -> Thread { runCatching { store().install(PatchForge.patch(k)) } }.apply { start() } }
         threads.forEach(Thread::join)
-        assertEquals(8L, store(folder).read("first").checked.header.sequence)
+        assertEquals(8L, store().read("first").checked.header.sequence)
     }
 
     companion object {
+        private const val POWER_LOSSES = 2
         private var level: Level? = null
         private var total = 0
+
+        /** What a reader finds: by task the active patch, and the highest number that was ever active. */
+        private class Found(val active: Map<String, String>, val floors: Map<String, Long>)
+
+        private fun found(disk: SimulatedDisk): Found {
+            val folder = StoreFolder(FOLDER, disk)
+            val found = findState(folder)
+            val kept = if (found.isLost) keepFloors(found, folder) { HOOKS.check(it, PatchForge.policy) } else found
+            val floors = kept.state.floors.mapValues { (_, all) -> all.maxOf { it.sequence } }
+            return Found(found.state.active, floors)
+        }
 
         @BeforeAll
         @JvmStatic
         fun quiet() {
             level = LOGGER.level
-            LOGGER.level = Level.OFF // a damaged STATE is warned of, a hundred times here
+            LOGGER.level = Level.OFF // a damaged STATE is warned of, thousands of times here
         }
 
         @AfterAll
