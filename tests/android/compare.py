@@ -4,7 +4,8 @@ stores.
 In: the jar that `make android` builds. Out: what was compared, and the closing line "N passed, N
 failed"; exit status 1 where they differ. Every difference is printed with the seed that makes it.
 
-    python tests/android/compare.py [--patches 1000] [--others 300] [--seed 1] [--bundle FOLDER]
+    python tests/android/compare.py [--patches 1000] [--others 300] [--seed 1] [--seconds 5]
+        [--bundle FOLDER]
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ import numpy as np  # noqa: E402
 from bundle_cases import make_bundle  # noqa: E402
 from cascade_cases import IMAGES, make_rule, with_cascade  # noqa: E402
 from compare_pictures import compare_frames, compare_images  # noqa: E402
+from compare_stores import compare_stores, kotlin_asker  # noqa: E402
 from comparison import Comparison, say  # noqa: E402
 from graph_cases import GRAPH_CASES  # noqa: E402
-from jvm import Patchkit  # noqa: E402
+from jvm import Patchkit, policy_fields  # noqa: E402
 from patch_cases import PatchCase, Rng, random_cases  # noqa: E402
 from score_cases import MOST_LSB, both_scores  # noqa: E402
-from store_steps import TABLE as STORE_TABLE  # noqa: E402
-from store_steps import Ask, Settings, random_steps  # noqa: E402
+from store_at_once import compare_at_once  # noqa: E402
 
 from patchdeploy.bundle import Bundle, open_bundle  # noqa: E402
 from patchdeploy.bundle.manifest import Manifest  # noqa: E402
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--patches", type=int, default=1000)
     parser.add_argument("--others", type=int, default=300, help="scores, images, slot tables")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5, help="how long processes share a store")
     parser.add_argument("--bundle", type=Path, help="a bundle whose models are compared, too")
     options = parser.parse_args(arguments)
     comparison = Comparison()
@@ -75,7 +77,9 @@ def main(arguments: list[str]) -> int:
         compare_frames(comparison, kotlin, options.others, options.seed)
         compare_tables(comparison, kotlin, folder, options.others, options.seed)
         compare_stores(comparison, kotlin, folder, options.others, options.seed)
+        at_once = compare_at_once(comparison, kotlin_asker(folder), options.seconds)
     say(f"codes of the patches: {', '.join(f'{code} {n}' for code, n in codes.most_common())}")
+    say(f"operations at once on a store: {', '.join(f'{case} {n}' for case, n in at_once.items())}")
     for kind, count in comparison.passed.items():
         say(f"{kind}: {count} equal, {comparison.failed[kind]} not")
     say(f"{comparison.passed.total()} passed, {comparison.failed.total()} failed")
@@ -139,17 +143,6 @@ def cascade_fields(cascade: Cascade) -> dict[str, Any]:
         "images": certificate.images,
         "certified": certificate.certified,
     }
-
-
-def policy_fields(policy: Policy) -> dict[str, Any]:
-    """The demands in the form of the vectors."""
-    trusted = policy.trusted
-    keys = None if trusted is None else [None if k is None else k.hex() for k in trusted.keys]
-    sides = None if policy.resolutions is None else sorted(policy.resolutions)
-    fields = {name: getattr(policy, name) for name in ("allow_unsigned", "runtime", "task")}
-    fields |= {name: getattr(policy, name) for name in ("floor", "now", "engine")}
-    threshold = None if trusted is None else trusted.threshold
-    return {**fields, "trusted": keys, "threshold": threshold, "resolutions": sides}
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -404,33 +397,6 @@ def mutated_table(rng: Rng, document: dict[str, Any]) -> bytes:
     else:
         slots[rng.integers(len(slots))][3] += int(rng.integers(-8, 9))
     return json.dumps(document).encode()
-
-
-# -- stores ----------------------------------------------------------------------------------------
-
-
-def compare_stores(
-    comparison: Comparison, kotlin: Patchkit, folder: Path, count: int, seed: int
-) -> None:
-    """A store folder that both languages write in turn, beside one that Python writes alone."""
-    table = folder / STORE_TABLE.sha256
-    table.write_bytes(STORE_TABLE.encoded)
-
-    def asker(settings: Settings) -> Ask:
-        shipped = {task: str(path) for task, path in settings.shipped.items()}
-        fields = {"table": str(table), "shipped": shipped, "now": settings.now}
-
-        def ask(place: Path, operation: dict[str, Any], data: bytes) -> Any:
-            policy = policy_fields(settings.policy)
-            rest = {**fields, **operation, "folder": str(place), "policy": policy}
-            answer = kotlin.ask("store", data, **rest)
-            found = answer.get("found", answer.get("code"))
-            return sorted(found) if operation["do"] == "list" and type(found) is list else found
-
-        return ask
-
-    for case, expected, found in random_steps(count, seed, folder, asker):
-        comparison.check("stores", case, expected, found)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from patchdeploy.patchfile import Policy
+
 ROOT = Path(__file__).resolve().parents[2]
 JAR = ROOT / "android_demo" / "patchkit-cli" / "target" / "patchkit-cli.jar"
 
@@ -49,6 +51,16 @@ class Patchkit:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def kill(self) -> None:
+        """End it where it is."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End it once it has answered all."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
     def __enter__(self) -> Self:
         return self
 
@@ -58,6 +70,15 @@ class Patchkit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
+        self.close()
+
+
+def policy_fields(policy: Policy) -> dict[str, Any]:
+    """The demands in the form of the vectors."""
+    trusted = policy.trusted
+    keys = None if trusted is None else [None if k is None else k.hex() for k in trusted.keys]
+    sides = None if policy.resolutions is None else sorted(policy.resolutions)
+    fields = {name: getattr(policy, name) for name in ("allow_unsigned", "runtime", "task")}
+    fields |= {name: getattr(policy, name) for name in ("floor", "now", "engine")}
+    threshold = None if trusted is None else trusted.threshold
+    return {**fields, "trusted": keys, "threshold": threshold, "resolutions": sides}

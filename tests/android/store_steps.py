@@ -44,14 +44,17 @@ def make_files() -> list[bytes]:
     for task in TASKS:
         for sequence in range(1, 9):
             for signers in ((0,), (1,), (0, 1)):
-                sides = (24,) if sequence % 2 else (24, 16)
-                payload = _payload(len(sides))
-                expires = 1000 if sequence == 4 else 0
-                header = make_header(payload, TABLE, 3, sides, task=task, sequence=sequence)
-                text = replace(header, expires=expires).to_bytes()
-                files.append(forge(text, payload, signers))
+                files.append(make_file(task, sequence, signers, 1000 if sequence == 4 else 0))
     damaged = files[3][:-1] + bytes([files[3][-1] ^ 1])
     return [*files, damaged, files[5][:40], b"", forge(signers=(2,))]
+
+
+def make_file(task: str, sequence: int, signers: tuple[int, ...] = (0,), expires: int = 0) -> bytes:
+    """A good patch; an even number has a side more than an odd one."""
+    sides = (24,) if sequence % 2 else (24, 16)
+    payload = _payload(len(sides))
+    header = make_header(payload, TABLE, 3, sides, task=task, sequence=sequence)
+    return forge(replace(header, expires=expires).to_bytes(), payload, signers)
 
 
 def _payload(sides: int) -> bytes:
