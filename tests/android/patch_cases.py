@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import case_folders  # noqa: F401  (adds the folders of the cases)
@@ -229,6 +229,27 @@ def _odd_values(rng: Rng) -> tuple[bytes, CodingTable]:
     return _signed(rng, payload, classes, sides), tiny_table()
 
 
+def _ties(rng: Rng) -> tuple[bytes, CodingTable]:
+    """Biases half-way between two integers, where rounding and the order of operations show."""
+    classes, sides = int(rng.integers(2, 5)), (24,)
+    plain = tiny_table()
+    rows = plain.layout.rows
+    table = replace(
+        plain,
+        scale=rng.choice([2**-8, 3 * 2**-9], rows).astype(np.float32),
+        beta=np.ldexp(rng.integers(-9000, 9001, rows), -15).astype(np.float32),
+        slope=rng.integers(-9, 10, rows).astype(np.float32),
+    )
+    contents = _contents(rng, classes, 1)
+    three_halves = rng.integers(2, size=plain.layout.sites) * 0x400000  # of 2^-5
+    contents["steps"] = bytes(4) + struct.pack("4b", *[-15] * 4)
+    contents["activations"] = bytes(plain.layout.sites) + pack_planes(three_halves)
+    contents["scales"] = pack_planes(np.zeros(rows - plain.layout.head_capacity + classes, int))
+    payload = b"".join(part(k, contents[one]) for k, one in enumerate(PARTS))
+    header = make_header(payload, table, classes, sides)
+    return forge(header.to_bytes(), payload, (0,)), table
+
+
 def _odd_frame(rng: Rng) -> tuple[bytes, CodingTable]:
     """One part with another number, method or length, or another stream."""
     classes, sides = _shape(rng)
@@ -258,6 +279,6 @@ def _of_fault_row(index: int) -> Callable[[Rng], tuple[bytes, CodingTable]]:
 
 
 KINDS: tuple[Callable[[Rng], tuple[bytes, CodingTable]], ...] = (
-    *(_valid, _odd_notes, _odd_values, _odd_frame, _odd_file),
+    *(_valid, _odd_notes, _odd_values, _ties, _odd_frame, _odd_file),
     *(_of_fault_row(index) for index in range(len(MAKERS))),
 )
