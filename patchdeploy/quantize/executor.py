@@ -21,9 +21,11 @@ from patchdeploy.graph import (
     Concat,
     Conv2d,
     GlobalAvgPool,
+    Graph,
     MaxPool,
     Mul,
     Operator,
+    Pointwise,
     fix_size,
     tied_values,
 )
@@ -99,6 +101,18 @@ def run_integer(
     empty = np.zeros((0, base.rows(base.graph.head)), np.int8)
     codes = np.concatenate([empty, *groups])
     return IntegerResult(dequantize(codes, run.params(base.graph.output)), codes)
+
+
+def compute_alike(graph: Graph, one: Arithmetic, other: Arithmetic) -> bool:
+    """Whether every operator of ``graph`` is the same function in both."""
+    kinds = {type(operator) for operator in graph.operators}
+    differing = {
+        Add: one.add is not other.add,
+        Mul: one.multiply is not other.multiply,
+        GlobalAvgPool: one.mean is not other.mean,
+        Pointwise: one.pointwise is not other.pointwise,
+    }
+    return not any(differing.get(kind, False) for kind in kinds)
 
 
 def _groups(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
