@@ -5,6 +5,8 @@
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
 # make android  the Kotlin library: compiled, tested, compared with Python (JDK 17 and Maven);
 #   PATCHES=100000 judges more than 1,000 random patches
+# make arm  a demo bundle on emulated ARM processors, then docs/arm.md (x86-64 Debian, root; an hour);
+#   PARTS="operators golden" runs some of it alone, ARM_CACHE says where packages are kept (out/arm)
 # make peers  environments of the exporters that benchmarks/ measures against
 # make bench  every benchmark, into out/benchmarks (patch_bytes.py --quick: in full it trains twelve patches)
 # make paper  the paper's tables and figures in small (about two hours on two cores), then docs/paper.md
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 TFLITE_RUNTIME := .envs/tflite-runtime
 
-.PHONY: demo test lint coverage faults fuzz android peers bench paper paper-quick clean
+.PHONY: demo test lint coverage faults fuzz android arm peers bench paper paper-quick clean
 
 demo: $(VENV)/.all
 	$(BIN)/patchdeploy demo --out out/demo
@@ -52,6 +54,11 @@ MAVEN_LOG := -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
 android: $(VENV)/.dev
 	cd android_demo && MAVEN_OPTS='$(MAVEN_LOG)' mvn -B -ntp verify
 	$(BIN)/python tests/android/compare.py --patches $(PATCHES)
+
+PARTS ?=
+ARM_CACHE ?= out/arm
+arm: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python tests/arm/run_arm.py $(PARTS) --cache $(ARM_CACHE)
 
 peers: $(VENV)/.dev
 	benchmarks/peers/make_environment.sh litert-torch
