@@ -71,7 +71,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help="all without any")
     parser.add_argument("--cache", type=Path, default=REPOSITORY / "out/arm")
     parser.add_argument("--bundle", type=Path, default=REPOSITORY / "out/demo/bundle")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.cache, options.bundle = options.cache.resolve(), options.bundle.resolve()
+    return options
 
 
 def _make_bundle(bundle: Path) -> None:
