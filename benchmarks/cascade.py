@@ -36,6 +36,7 @@ from cascade_subjects import (
 from results import Goal, new_figure, print_table, save_figure, save_results, warn_if_busy
 from rich.console import Console
 
+from patchdeploy.bundle import open_bundle
 from patchdeploy.cascade import Answers, greedy_cascade, search_path
 from patchdeploy.cascade.describe import CascadeRow, describe, describe_stages
 from patchdeploy.cascade.search import Thresholds
@@ -47,6 +48,7 @@ from patchdeploy.fit_cascade import (
     CascadeFit,
     attach_cascade,
     fit_scores,
+    models_sha256,
     split_images,
 )
 from patchdeploy.measure import measure_interleaved
@@ -245,7 +247,8 @@ def measure_time(
     shutil.rmtree(timed, ignore_errors=True)
     shutil.copytree(subject.bundle.path, timed)
     (task,) = subject.bundle.tasks
-    bundle = attach_cascade(timed, replace(fit, task=task))
+    models = models_sha256(open_bundle(timed).header(task))
+    bundle = attach_cascade(timed, replace(fit, task=task, models_sha256=models))
     report = split_images(len(subject.scores.labels), 0)[2]
     found = bench_cascade(bundle, subject.unseen.subset(report), task, images=images)
     found |= {"known": known, "decision": measure_decision(bundle.path, subject)}

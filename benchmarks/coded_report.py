@@ -34,8 +34,8 @@ TRUST = """## How far to trust it
   held-out images of *fashion* and *surfaces* it was not below plain in top-1 at 64 px; its
   cross-entropy was 0.005, 0.020, -0.019 and 0.0003 nats above plain's. Penalty and rounding step
   were not searched.
-- *compact* is trained once, with one penalty for all tasks: it halves the bytes, and what that costs
-  is in the goals below, most of it at the further resolution, which learns biases alone. Where that
+- *compact* is trained with one penalty for all tasks: it halves the bytes, and what that costs is
+  in the goals below, most of it at the further resolution, which learns biases alone. Where that
   is too much, a smaller `size_penalty` lies between it and *shared*; none was tried here.
 - Compare rows at equal nats, not at equal top-1: neighbouring top-1 values differ by chance."""
 REFERENCES = (("its uncoded int8 values", "to_uncoded"), ("its float patch", "to_float"))

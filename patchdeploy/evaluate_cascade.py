@@ -22,7 +22,7 @@ from patchdeploy.cascade import Answers, Cascade, smallest_tolerance
 from patchdeploy.cascade.certify import betting_p_value, check_level, contradicts
 from patchdeploy.cascade.describe import CascadeRow, describe_stages
 from patchdeploy.data import ImageDataset
-from patchdeploy.data.overlap import distinct_images
+from patchdeploy.data.overlap import without_copies
 from patchdeploy.errors import ConfigError, DataError
 from patchdeploy.evaluate import check_candidates, head_labels, open_engine, sample
 from patchdeploy.measure import (
@@ -41,6 +41,7 @@ from patchdeploy.runtime.task_scores import (
 )
 from patchdeploy.store import Store
 
+MAX_TIMED_BYTES = 1 << 30
 LEAST_TIMED = 20
 """Images: below, the shares of the stages say nothing about a mean time."""
 
@@ -57,7 +58,7 @@ class CascadeEvaluation:
         rows: the cascade, then every resolution alone.
         shown: these images alone would certify what the patch promises.
         contradicted: they show that it loses more than its tolerance, at its confidence.
-        smallest_tolerance: about the least that so many images could show.
+        smallest_tolerance: the least that these images show, as a share.
     """
 
     task: str
@@ -87,7 +88,7 @@ class Agreement:
         disagreeing: share of the images that the cascade answers otherwise than the reference.
         p_value: of "more than ``tolerance`` are answered otherwise".
         shown: ``p_value`` is at most 1 - ``confidence``.
-        smallest_tolerance: about the least that so many images could show.
+        smallest_tolerance: the least that these images show, as a share.
         answered: share of the images that each stage answers.
     """
 
@@ -137,7 +138,8 @@ def evaluate_cascade(
     """The cascade of ``task`` on the first ``limit`` shuffled images.
 
     Args:
-        dataset: images of the task's classes that neither trained nor fitted anything.
+        dataset: images of the task's classes that neither trained nor fitted anything; equal
+            pixels count once.
         store: its active patches run in the place of the bundle's older ones.
 
     Raises:
@@ -147,7 +149,7 @@ def evaluate_cascade(
     """
     with open_engine(bundle, runtime, threads, store) as engine:
         cascade = require_cascade(engine, task)
-        chosen = sample(dataset, limit)
+        chosen = without_copies(sample(dataset, limit))
         labels = head_labels(engine.classes(task), task, chosen)
         scores = score_images(engine, chosen, labels, task, progress)
         unit, costs = _costs(engine, task)
@@ -224,7 +226,7 @@ def recertify_cascade(
         check_level(tolerance, confidence)
         if not len(dataset):
             raise DataError(f"{dataset.name}: no images; a test needs some; give a folder of them")
-        dataset = distinct_images(dataset)  # copies are not as many independent images
+        dataset = without_copies(dataset)
         nothing = np.zeros(len(dataset), np.int64)
         scores = score_images(engine, dataset, nothing, task, progress)
     stage = scores.stages(cascade.rule)
@@ -232,7 +234,6 @@ def recertify_cascade(
     reference = scores.codes[certificate.reference].argmax(axis=1)
     losses = in_any_order((said[stage, np.arange(len(stage))] != reference).astype(np.int64))
     p_value = betting_p_value(losses, tolerance, 1 - confidence)
-    otherwise = float(losses.mean())
     return Agreement(
         task=task,
         runtime=runtime,
@@ -240,10 +241,10 @@ def recertify_cascade(
         cascade=cascade,
         tolerance=tolerance,
         confidence=confidence,
-        disagreeing=otherwise,
+        disagreeing=float(losses.mean()),
         p_value=p_value,
         shown=p_value <= 1 - confidence,
-        smallest_tolerance=min(1.0, otherwise + smallest_tolerance(losses, confidence)),
+        smallest_tolerance=smallest_tolerance(losses, confidence),
         answered=tuple(float(np.mean(stage == k)) for k in range(len(cascade.rule.stages))),
     )
 
@@ -292,7 +293,7 @@ def bench_cascade(
             f"{dataset.name}: {len(chosen)} images to time; which stage answers differs from image "
             f"to image, so at least {LEAST_TIMED} are needed; give more"
         )
-    pixels = [np.asarray(one) for one in chosen.images]
+    pixels = _decode_all(chosen)
     load_average = read_load_average()
     rows: list[dict[str, Any]] = []
     shares: dict[str, dict[str, float]] = {}
@@ -330,6 +331,26 @@ def bench_cascade(
         "answered": shares,
         "rows": rows,
     }
+
+
+def _decode_all(chosen: ImageDataset) -> list[NDArray[np.uint8]]:
+    """Images at their full size, so that timing starts from pixels.
+
+    Raises:
+        DataError: they do not fit in the memory that is meant for them.
+    """
+    pixels: list[NDArray[np.uint8]] = []
+    held = 0
+    for index in range(len(chosen)):
+        pixels.append(np.asarray(chosen.images[index]))
+        held += pixels[-1].nbytes
+        if held > MAX_TIMED_BYTES:
+            raise DataError(
+                f"{chosen.name}: {index + 1} of {len(chosen)} images take {held >> 20} MB decoded; "
+                "they are held in memory while they are timed, and at most "
+                f"{MAX_TIMED_BYTES >> 20} MB are; time fewer, or smaller ones"
+            )
+    return pixels
 
 
 def _turns(

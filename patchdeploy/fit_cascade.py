@@ -36,11 +36,12 @@ from patchdeploy.cascade.describe import CascadeRow, describe
 from patchdeploy.cascade.scores import ScoreKind
 from patchdeploy.cascade.search import Thresholds, run_thresholds
 from patchdeploy.data import ImageDataset
-from patchdeploy.data.overlap import distinct_images
+from patchdeploy.data.overlap import without_copies
 from patchdeploy.errors import CertificationError, ConfigError, DataError
 from patchdeploy.evaluate import head_labels
 from patchdeploy.patchfile import read_container, read_header
 from patchdeploy.patchfile.header import PatchHeader
+from patchdeploy.patchfile.pack import Release
 from patchdeploy.patchfile.payload import read_steps
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.task_scores import (
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("patchdeploy.cascade")
 LEAST_IMAGES = 40
 """Below, no split holds enough to find or show anything."""
+VALIDATION_IMAGES = 200
+"""About as many as validation accuracies are of; a patch does not say how many."""
 SHARES = (0.25, 0.5, 0.25)
 """Of the images to choose, to certify and to report on: a test needs the most."""
 ALPHAS = tuple(np.linspace(1.0, 0.9, 41).tolist())
@@ -95,6 +98,7 @@ class CascadeConfig:
     shares: tuple[float, float, float] = SHARES
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_level(self.tolerance, self.confidence)
         for name in ("tolerance", "confidence"):  # what is tested is what a patch file can say
             object.__setattr__(self, name, round(getattr(self, name) * 1e6) / 1e6)
@@ -108,6 +112,25 @@ class CascadeConfig:
             )
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed}; it must be 0 or more; choose 0")
+        self._check_choices()
+
+    def _check_types(self) -> None:
+        numbers = {"tolerance": self.tolerance, "confidence": self.confidence}
+        try:
+            numbers |= {f"shares[{k}]": share for k, share in enumerate(self.shares)}
+        except TypeError:
+            raise ConfigError(
+                f"shares {self.shares!r:.80}; they must be three numbers; leave them out"
+            ) from None
+        for name, value in numbers.items():
+            if type(value) not in (int, float):
+                raise ConfigError(f"{name} {value!r:.80}; it must be a number; correct it")
+        for name in ("seed", "threads"):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise ConfigError(f"{name} {value!r:.80}; it must be a whole number; correct it")
+
+    def _check_choices(self) -> None:
         choices = {
             "score": (*SCORE_KINDS, "auto"),
             "cost": ("macs", "ms"),
@@ -132,9 +155,11 @@ class CascadeFit:
         choosing: by score, the saving of its best cascade within the tolerance on the choosing
             split; the greatest was taken.
         greedy_saving: the same for Streeter's greedy algorithm.
-        certified_tolerance: about the least tolerance that the certifying images could show.
+        smallest_tolerance: the least that the certifying images show for the cheapest cascade that
+            was found, as a share.
         rows: on the report split: the cascade, the greedy one, every resolution alone.
-        models_sha256: of the models whose scores these are; empty where scores were given.
+        models_sha256: of the models whose scores these are; empty where scores were given: such a
+            fit is not written into a patch.
     """
 
     task: str
@@ -184,37 +209,47 @@ def fit_cascade(
             "and export the task at several"
         )
     with Engine.open(opened, config.runtime, threads=config.threads) as engine:
-        dataset = _without_copies(dataset)
+        dataset = without_copies(dataset)
         labels = head_labels(engine.classes(task), task, dataset)
         _check_count(dataset)
         scores = score_images(engine, dataset, labels, task, progress)
+        _warn_of_seen(scores, opened.task(task).metrics, dataset.name)
         costs = (
             count_costs(engine, task)
             if config.cost == "macs"
             else measure_costs(engine, dataset, task)
         )
     fit = fit_scores(scores, costs, config, task)
-    return replace(fit, models_sha256=_models_sha256(opened.header(task)))
+    return replace(fit, models_sha256=models_sha256(opened.header(task)))
 
 
-def _models_sha256(header: PatchHeader) -> str:
+def _warn_of_seen(scores: TaskScores, metrics: Mapping[str, Any], name: str) -> None:
+    """Say it where the images look like those that training has seen: a certificate on them would
+    promise what new images do not keep. The bundle knows training's validation accuracy alone."""
+    known = metrics.get("validation_top1")
+    px = max(scores.correct)
+    before = known.get(str(px)) if isinstance(known, dict) else None
+    if not isinstance(before, int | float) or not 0 <= before <= 1:
+        return
+    right = scores.correct[px]
+    now = float(right.mean())
+    pooled = (now + before) / 2
+    error = np.sqrt(pooled * (1 - pooled) * (1 / len(right) + 1 / VALIDATION_IMAGES))
+    if now - before > 3 * error:
+        LOGGER.warning(
+            "%s: %.1f %% right at %d px, where training's validation had %.1f %%; images that "
+            "training has seen certify nothing; give others if these are such",
+            name,
+            100 * now,
+            px,
+            100 * before,
+        )
+
+
+def models_sha256(header: PatchHeader) -> str:
     """Of the hashes of all models that a patch makes: equal where scores are."""
     results = {name: dict(hashes) for name, hashes in header.results.items()}
     return sha256_hex(json.dumps(results, sort_keys=True).encode())
-
-
-def _without_copies(dataset: ImageDataset) -> ImageDataset:
-    """Each image once: a copy in another split would be one that has been seen, and copies would
-    count as if they were as many independent images."""
-    kept = distinct_images(dataset)
-    if len(kept) < len(dataset):
-        LOGGER.warning(
-            "%s: %d of %d images have the pixels of another one; each counts once",
-            dataset.name,
-            len(dataset) - len(kept),
-            len(dataset),
-        )
-    return kept
 
 
 def _check_count(dataset: ImageDataset) -> None:
@@ -326,7 +361,7 @@ def _explain(config: CascadeConfig, cascades: int, answers: Answers, smallest: f
         )
     return (
         f"no cascade cheaper than {reference} px alone can be certified within {asked} on "
-        f"{images} images; so many can show about {100 * smallest:.2f} points at best; give more "
+        f"{images} images; they show {100 * smallest:.2f} points for the cheapest; give more "
         "images that training has not seen, allow a greater tolerance, or write it uncertified"
     )
 
@@ -338,11 +373,12 @@ def attach_cascade(
     the task its float files and float scores.
 
     Args:
-        signing: who signs it, and for how long; by default nobody. It gets the next sequence
-            number.
+        signing: who signs it, and for how long (0: until the patch of now expires); by default
+            nobody. It gets the next sequence number.
 
     Raises:
-        ConfigError: the task's patch makes other models than the one that ``fit`` is of.
+        ConfigError: the task's patch makes other models than the one that ``fit`` is of, or it
+            does not say which (`fit_scores` alone); another writer replaced the task meanwhile.
         PatchRefusedError: the bundle's keys demand other signatures.
         StorageError: the disk is full; the bundle is as it was.
     """
@@ -350,13 +386,17 @@ def attach_cascade(
     entry = opened.task(fit.task)
     container = read_container(opened.read(entry.file))
     header = read_header(container)
-    if fit.models_sha256 not in ("", _models_sha256(header)):
+    if fit.models_sha256 != models_sha256(header):
         raise ConfigError(
             f"the patch of task {fit.task!r} makes other models than the one that the cascade was "
             "fitted on, so its scores are others; fit the cascade again"
         )
     steps = read_steps(container.payload, header, opened.coding_table)
-    release = None if signing is None else signing.release(header.sequence + 1)
+    # Its own number: a patch that came meanwhile has it, too, and is not replaced by an older one.
+    release = Release(header.sequence + 1, header.expires)
+    if signing is not None:
+        release = signing.release(header.sequence + 1)
+        release = replace(release, expires=signing.expires or header.expires)
     floats = {
         f"{fit.task}.{px}.onnx": opened.read(path)
         for px, path in entry.float_files.items()

@@ -182,3 +182,27 @@ def test_what_cannot_be_evaluated_tested_or_timed_is_refused(bundle):
     strangers = ImageDataset("s", images.images, images.labels * 0, ("cat", "dog"))
     with pytest.raises(DataError, match="classes cat, dog"):
         evaluate_cascade(bundle, strangers, "first")
+
+
+def test_copies_are_not_as_many_independent_images(bundle):
+    """Ten copies of each image show no more than the images do, for a promise and against it."""
+    known = dataset(bundle)
+    copies = known.subset(np.tile(np.arange(len(IMAGES)), 10))
+    once, often = (evaluate_cascade(bundle, one, "first") for one in (known, copies))
+    assert once == replace(often, rows=once.rows)
+    assert once.images == len(IMAGES)
+    checks = [
+        one.numbers
+        for of in (known, copies)
+        for one in verify_bundle(bundle.path, of, task="first", reference_limit=1).checks
+        if one.name == "cascade promise"
+    ]
+    assert checks[0] == checks[2]
+    assert checks[0]["images"] == len(IMAGES)
+
+
+def test_images_that_do_not_fit_in_memory_are_not_timed(bundle, monkeypatch):
+    held = IMAGES[0].nbytes * (LEAST_TIMED - 1)
+    monkeypatch.setattr("patchdeploy.evaluate_cascade.MAX_TIMED_BYTES", held)
+    with pytest.raises(DataError, match="they are held in memory while they are timed"):
+        bench_cascade(bundle, dataset(bundle), "first", runtimes=("litert",), threads=(1,))

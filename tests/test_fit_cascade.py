@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from bundle_cases import KEY, LABELS, make_bundle, reference_logits, snapshot
+from bundle_cases import KEY, LABELS, make_bundle, make_patch, reference_logits, snapshot
 from graph_cases import random_images
 
 from patchdeploy.bundle import add_task, open_bundle
@@ -28,6 +29,7 @@ from patchdeploy.fit_cascade import (
     LEAST_IMAGES,
     SHARES,
     CascadeConfig,
+    _warn_of_seen,
     attach_cascade,
     fit_cascade,
     fit_scores,
@@ -130,9 +132,7 @@ def test_too_few_images_say_what_they_could_show_and_write_nothing_unless_asked(
     config = CascadeConfig(tolerance=0.005)
     with pytest.raises(CertificationError) as caught:
         fit_scores(scores, COSTS, config, "task")
-    assert "within 0.5 points at 95 % confidence on 150 images; so many can show about" in str(
-        caught.value
-    )
+    assert "within 0.5 points at 95 % confidence on 150 images; they show" in str(caught.value)
     fit = fit_scores(scores, COSTS, replace(config, uncertified=True), "task")
     assert not fit.cascade.certificate.certified
     assert fit.rows[0].saving > 0
@@ -161,6 +161,11 @@ def test_the_best_resolution_may_be_the_reference():
     [
         ({"tolerance": 0.0}, "tolerance 0 points"),
         ({"tolerance": 4e-7}, "tolerance 0 points"),
+        ({"tolerance": "1"}, "tolerance '1'; it must be a number"),
+        ({"confidence": None}, "confidence None; it must be a number"),
+        ({"shares": None}, "shares None; they must be three numbers"),
+        ({"seed": 1.5}, "seed 1.5; it must be a whole number"),
+        ({"seed": True}, "seed True; it must be a whole number"),
         ({"confidence": 1 - 4e-7}, "confidence 1; it must be"),
         ({"tolerance": float("nan")}, "tolerance nan points"),
         ({"confidence": 1.0}, "confidence 1; it must be at least"),
@@ -271,7 +276,8 @@ def test_both_runtimes_give_the_same_fit(bundle):
 
 
 def test_milliseconds_are_measured_from_decoded_images(bundle):
-    fit = fit_cascade(bundle, make_dataset(bundle, 60), "first", replace(LOOSE, cost="ms"))
+    config = replace(LOOSE, cost="ms", uncertified=True)  # a busy machine may rank them otherwise
+    fit = fit_cascade(bundle, make_dataset(bundle, 60), "first", config)
     assert fit.cost_unit == "ms"
     assert all(0 < cost < 1000 for cost in fit.costs.values())
 
@@ -309,7 +315,46 @@ def test_a_cascade_is_not_written_into_a_patch_that_it_was_not_fitted_on(bundle)
     before = snapshot(bundle.path)
     with pytest.raises(ConfigError, match="makes other models than the one that the cascade was"):
         attach_cascade(bundle, replace(fit, task="first"), SIGNING)
+    with pytest.raises(ConfigError, match="makes other models than the one that the cascade was"):
+        attach_cascade(bundle, replace(fit, models_sha256=""), SIGNING)
     assert snapshot(bundle.path) == before
+
+
+@pytest.mark.parametrize(("before", "warns"), [(0.4, True), (0.97, False), ("x", False)])
+def test_images_that_training_seems_to_have_seen_are_warned_of(caplog, before, warns):
+    """All 200 images right: three errors of 200 and 200 images below that is 0.96."""
+    labels = np.arange(200) % CLASSES
+    codes = {px: np.eye(CLASSES, dtype=np.int8)[labels] for px in (16, 24)}
+    seen = TaskScores(codes, labels, dict.fromkeys((16, 24), 0.1))
+    _warn_of_seen(seen, {"validation_top1": {"24": before}}, "photos")
+    assert ("images that training has seen certify nothing" in caplog.text) == warns
+
+
+def test_a_cascade_keeps_the_expiry_of_its_patch_unless_another_is_given(bundle):
+    task, header = bundle.patch("first"), bundle.header("first")
+    release = replace(SIGNING.release(header.sequence + 1), expires=2_000_000_000)
+    bundle = add_task(bundle.path, task, replace_existing=True, release=release)
+    fit = fit_cascade(bundle, make_dataset(bundle), "first", LOOSE)
+    made = attach_cascade(bundle, fit, SIGNING)
+    assert made.header("first").expires == 2_000_000_000
+    made = attach_cascade(made, fit, replace(SIGNING, expires=2_100_000_000))
+    assert made.header("first").expires == 2_100_000_000
+
+
+def test_a_patch_that_came_while_the_cascade_was_written_is_not_lost(tmp_path, monkeypatch):
+    bundle = make_bundle(tmp_path / "bundle", "branches")
+    fit = fit_cascade(bundle, make_dataset(bundle), "first", LOOSE)
+
+    def late(path, patch, **options):
+        newer = make_patch("branches", "first", seed=9)[1]
+        add_task(path, newer, replace_existing=True)
+        return add_task(path, patch, **options)
+
+    monkeypatch.setattr(sys.modules["patchdeploy.fit_cascade"], "add_task", late)
+    with pytest.raises(ConfigError, match="sequence 2 for task 'first'"):
+        attach_cascade(bundle, fit)
+    expected = make_patch("branches", "first", seed=9)[1].values[16].bias
+    assert (open_bundle(bundle.path).patch("first").values[16].bias == expected).all()
 
 
 def test_a_part_without_images_and_a_single_class_are_refused():

@@ -29,7 +29,8 @@ from patchdeploy.errors import ConfigError
 
 LARGEST_BET = 0.75
 """Share of the stake at risk on one image: a factor of K never falls below 1 - LARGEST_BET."""
-QUANTILE_95 = 1.645
+TOLERANCE_STEPS = 10_000
+"""A person is given a tolerance in hundredths of a point."""
 
 Int64Array = NDArray[np.int64]
 
@@ -128,20 +129,23 @@ def contradicts(losses: Int64Array, tolerance: float, confidence: float) -> bool
 
 
 def smallest_tolerance(losses: Int64Array, confidence: float) -> float:
-    """About the least tolerance that so many images could certify with equal accuracy.
+    """The least tolerance, in hundredths of a point, that the test certifies on these losses.
 
-    1.645 sqrt(s / n) at 95 %, with s the share of images whose loss is not 0: a normal
-    approximation, for a message to a person. A share with no such image is taken as one of n.
+    Args:
+        losses: int64 [n] in -1, 0, 1, in the order of the test.
 
     Returns:
-        A share; 1 where there is no image.
+        A share; 1 where none below it is certified.
     """
-    count = len(losses)
-    if count == 0:
-        return 1.0
-    disagreeing = max(int(np.count_nonzero(losses)), 1) / count
-    quantile = QUANTILE_95 * math.sqrt(math.log(1 / (1 - confidence)) / math.log(20))
-    return float(min(1.0, quantile * math.sqrt(disagreeing / count)))
+    level = 1 - confidence
+    low, high = 0, TOLERANCE_STEPS
+    while high - low > 1:
+        middle = (low + high) // 2
+        if betting_p_value(losses, middle / TOLERANCE_STEPS, level) <= level:
+            high = middle
+        else:
+            low = middle
+    return high / TOLERANCE_STEPS
 
 
 def paired_interval(losses: Int64Array, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -68,7 +68,7 @@ def evaluation_table(found: CascadeEvaluation) -> Table:
     judged = (
         "these images show it, too"
         if found.shown
-        else (f"so few images show about {100 * found.smallest_tolerance:.2f} points at best")
+        else f"these images show {100 * found.smallest_tolerance:.2f} points"
     )
     if found.contradicted:
         judged = "THESE IMAGES SHOW THAT IT LOSES MORE"
@@ -115,7 +115,7 @@ def agreement_table(found: Agreement) -> Table:
     shares = " / ".join(f"{100 * share:.0f}" for share in found.answered)
     cells = [f"{found.images:,}", f"{shares} %", f"{100 * found.disagreeing:.2f} %"]
     cells += [f"{found.p_value:.2g}", f"{100 * found.smallest_tolerance:.2f} %"]
-    columns = ["images", "answered", "otherwise", "p", "so many can show"]
+    columns = ["images", "answered", "otherwise", "p", "these show"]
     return make_table(title, columns, [cells])
 
 

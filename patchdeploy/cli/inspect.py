@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchdeploy.cli.cascade_tables import carried_tables
 from patchdeploy.cli.patch import read_patch_file
 from patchdeploy.cli.signing import show_time
 from patchdeploy.cli.tables import emit, make_table
@@ -117,9 +118,11 @@ def _changes(payload: memoryview, header: PatchHeader, bundle: Bundle) -> dict[s
     golden = patch.golden
     return {
         "base_matches": True,
+        "task": header.task,
         "bundle_sequence": present,
         "labels": list(patch.classes),
         "metrics": dict(patch.metrics),
+        "cascade": None if patch.cascade is None else asdict(patch.cascade),
         "steps": asdict(steps),
         "self_test": None
         if golden is None
@@ -212,6 +215,7 @@ def _change_tables(changes: dict[str, Any]) -> list[Any]:
     ]
     return [
         make_table("Over this bundle", ["", ""], about, text=(0, 1)),
+        *carried_tables({changes["task"]: changes["cascade"]}),
         make_table("Slots it sets", ["base file", "slots", "bytes", "kinds"], rows, text=(0, 3)),
     ]
 

@@ -7,6 +7,7 @@ hashed at most once; of files only those whose length occurs on both sides are r
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from patchdeploy.data.sets import NAMES_SHOWN, ImageDataset
 from patchdeploy.data.sources import image_paths, pixels_digest
 from patchdeploy.errors import IrregularFileError, UnreadableImageError
 from patchdeploy.storage import open_regular
+
+LOGGER = logging.getLogger("patchdeploy.data")
 
 
 class OverlapWarning(UserWarning):
@@ -65,9 +68,28 @@ def warn_overlap(
 
 def distinct_images(dataset: ImageDataset) -> ImageDataset:
     """``dataset`` without the images whose pixels an earlier one has; decodes every image."""
-    places = {digest: index for index, digest in reversed([*enumerate(_pixel_digests(dataset))])}
-    kept = sorted(places.values())
+    kept = distinct_places(dataset)
     return dataset if len(kept) == len(dataset) else dataset.subset(kept)
+
+
+def distinct_places(dataset: ImageDataset) -> list[int]:
+    """Positions of the images of `distinct_images`, ascending."""
+    places = {digest: index for index, digest in reversed([*enumerate(_pixel_digests(dataset))])}
+    return sorted(places.values())
+
+
+def without_copies(dataset: ImageDataset) -> ImageDataset:
+    """`distinct_images`, with a warning where there are copies: a test counts independent images,
+    and a copy in another split would be one that has been seen."""
+    kept = distinct_images(dataset)
+    if len(kept) < len(dataset):
+        LOGGER.warning(
+            "%s: %d of %d images have the pixels of another one; each counts once",
+            dataset.name,
+            len(dataset) - len(kept),
+            len(dataset),
+        )
+    return kept
 
 
 def _pixel_digests(dataset: ImageDataset) -> list[bytes]:

@@ -6,6 +6,7 @@ cascade is read once; what runs with it keeps it, whatever the store brings mean
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,13 @@ from numpy.typing import NDArray
 
 from patchdeploy.bundle import Bundle
 from patchdeploy.cascade import Cascade, CascadeRule, Stage, confidence
-from patchdeploy.coding.table import CodingTable
 from patchdeploy.data import Pixels, Preprocessing, resize_image
 from patchdeploy.errors import ConfigError
 from patchdeploy.runtime.prediction import Prediction
-from patchdeploy.runtime.self_test import score_codes
+from patchdeploy.runtime.self_test import output_codes, output_scale
 from patchdeploy.runtime.versions import TaskVersion
-from patchdeploy.slots import PatchValues
 
+LOGGER = logging.getLogger("patchdeploy.engine")
 KEPT = 64
 """Versions whose cascade is kept in memory."""
 
@@ -35,14 +35,12 @@ class LoadedCascade:
     Attributes:
         sha256: of the patch file.
         cascade: as the patch has it.
-        values: of each stage but the last, by resolution.
-        table: where the head's output stands among the activations.
+        outputs: of each stage but the last, by resolution: scale and zero point of its scores.
     """
 
     sha256: str
     cascade: Cascade
-    values: Mapping[int, PatchValues]
-    table: CodingTable
+    outputs: Mapping[int, tuple[float, int]]
 
     @property
     def rule(self) -> CascadeRule:
@@ -57,7 +55,7 @@ class LoadedCascade:
         """
         if stage is self.rule.stages[-1]:
             return np.ones(len(scores), bool)
-        codes = score_codes(scores, self.values[stage.resolution], self.table)
+        codes = output_codes(scores, *self.outputs[stage.resolution])
         sure: NDArray[np.bool_] = confidence(self.rule.score, codes, stage.ratio) >= stage.threshold
         return sure
 
@@ -83,8 +81,8 @@ class Cascades:
         loaded = None
         if found is not None:
             sides, table = found.rule.resolutions[:-1], self._bundle.coding_table
-            values = {px: version.read(px) for px in sides}
-            loaded = LoadedCascade(version.sha256, found, values, table)
+            outputs = {px: output_scale(version.read(px), table) for px in sides}
+            loaded = LoadedCascade(version.sha256, found, outputs)
         with self._lock:
             self._loaded[version.sha256] = loaded
             while len(self._loaded) > KEPT:
@@ -101,9 +99,18 @@ class Cascades:
         if loaded is None:
             raise ConfigError(
                 f"the patch of task {version.task!r} has no cascade; fit one with patchdeploy "
-                "cascade, or classify without cascade=True"
+                "cascade, or classify at one resolution"
             )
         return loaded
+
+    def say_missing(self, version: TaskVersion, resolution: int) -> None:
+        """Log, once a version, that ``resolution`` answers in the place of a cascade."""
+        if self.is_first_use(version):
+            LOGGER.warning(
+                "task %s: its patch has no cascade; %d px answer every image",
+                version.task,
+                resolution,
+            )
 
     def is_first_use(self, version: TaskVersion) -> bool:
         """Whether nothing asked this of ``version`` before: its stages are to be loaded."""

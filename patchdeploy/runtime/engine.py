@@ -333,11 +333,14 @@ class Engine:
                 prediction says which.
             cascade: by the cascade that the task's patch carries: each image at the first
                 resolution that is sure of it; the prediction says which. In mode "per_run" as well.
+                Over a store, where a newer patch may have lost it, the default resolution answers
+                then, and it is logged.
 
         Raises:
             DataError: an image that cannot be read, or something else.
             UnknownTaskError, UnknownResolutionError: it was not exported.
-            ConfigError: ``cascade`` where the patch has none, or with a resolution.
+            ConfigError: ``cascade`` with a resolution, or where the patch has none and there is no
+                store.
         """
         way = self._way(task, resolution, cascade)
         images, is_single = split_batch(image)
@@ -425,11 +428,11 @@ class Engine:
             )
         version, px = self._choose(task, resolution)
         if not cascade:
-            return _Way(
-                BATCH,
-                lambda image: prepare_image(image, px, self.preprocessing),
-                lambda pixels: self._predict(pixels, version, px),
-            )
+            return self._way_at(version, px)
+        loaded = self._cascades.of(version)
+        if loaded is None and self._loaded.has_store:
+            self._cascades.say_missing(version, px)
+            return self._way_at(version, px)
         loaded = self._cascades.require(version)
         if self._cascades.is_first_use(version):
             for px in loaded.rule.resolutions[1:]:
@@ -443,6 +446,13 @@ class Engine:
                 self.preprocessing,
                 lambda pixels, side: self._predict(pixels, version, side),
             ),
+        )
+
+    def _way_at(self, version: TaskVersion, px: int) -> _Way:
+        return _Way(
+            BATCH,
+            lambda image: prepare_image(image, px, self.preprocessing),
+            lambda pixels: self._predict(pixels, version, px),
         )
 
     def _predict(

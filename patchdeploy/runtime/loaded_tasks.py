@@ -100,6 +100,11 @@ class LoadedTasks:
         return self._versions
 
     @property
+    def has_store(self) -> bool:
+        """Whether patches may come later."""
+        return self._watch is not None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Task names, sorted."""
         return tuple(sorted(self._versions))

@@ -69,8 +69,17 @@ def score_codes(
 
     Scores are scale * (code - zero point), rounded once, so the quotient is within 2^-15 of it.
     """
-    scale = values.activation_scale[table.output_index].astype(np.float64)
-    zero_point = int(values.activation_zero_point[table.output_index])
+    return output_codes(scores, *output_scale(values, table))
+
+
+def output_scale(values: PatchValues, table: CodingTable) -> tuple[float, int]:
+    """Scale and zero point of the head's output."""
+    place = table.output_index
+    return float(values.activation_scale[place]), int(values.activation_zero_point[place])
+
+
+def output_codes(scores: NDArray[np.float32], scale: float, zero_point: int) -> NDArray[np.int8]:
+    """`score_codes` from what `output_scale` gives."""
     codes = np.rint(scores.astype(np.float64) / scale) + zero_point
     clipped: NDArray[np.int8] = np.clip(codes, -128, 127).astype(np.int8)
     return clipped

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from patchdeploy.cascade import Cascade, CascadeRule
 from patchdeploy.cascade.certify import contradicts, paired_interval
+from patchdeploy.data.overlap import distinct_places
 from patchdeploy.errors import PatchdeployError
 from patchdeploy.quantize.executor import run_integer
 from patchdeploy.quantize.model import QuantizedBase, unflatten_variant
+from patchdeploy.runtime.engine import CASCADE_BATCH
 from patchdeploy.runtime.self_test import score_codes
 from patchdeploy.runtime.task_scores import TaskScores, score_images
 from patchdeploy.verify.task_run import TaskRun
@@ -53,7 +55,8 @@ def check_cascade(run: TaskRun, base: QuantizedBase | None, reference_limit: int
             detail += f"; {wrong} DECISIONS ARE NOT THE RULE'S"
         yield (DECISIONS, subject, wrong == 0, detail, numbers)
         if labels is not None:
-            yield (PROMISE, subject, *_judge(scores, cascade))
+            distinct = scores.subset(np.array(distinct_places(run.dataset)))
+            yield (PROMISE, subject, *_judge(distinct, cascade))
     except PatchdeployError as error:
         yield (DECISIONS, subject, False, str(error), {})
 
@@ -64,8 +67,14 @@ def _compare_with_rule(
     """Images that the Engine answers at another stage than ``rule`` on its own scores."""
     sides = rule.resolutions
     stages = scores.stages(rule)
-    images = [np.asarray(one) for one in run.dataset.images]
-    said = [one.resolution for one in run.engine.classify(images, run.task, cascade=True)]
+    images = run.dataset.images
+    said: list[int] = []
+    for start in range(0, len(images), CASCADE_BATCH):  # at their full size: a few at a time
+        chunk = [
+            np.asarray(images[k]) for k in range(start, min(start + CASCADE_BATCH, len(images)))
+        ]
+        found = run.engine.classify(chunk, run.task, cascade=True)
+        said += [one.resolution for one in found]
     wrong = int(np.count_nonzero(np.array(sides)[stages] != said))
     answered = [int(np.count_nonzero(stages == k)) for k in range(len(sides))]
     shares = ", ".join(f"{count} at {px} px" for px, count in zip(sides, answered, strict=True))
@@ -133,4 +142,5 @@ def _judge(scores: TaskScores, cascade: Cascade) -> tuple[bool | None, str, dict
         return None, detail + "was asked, and NOT CERTIFIED", numbers
     if accused:
         return False, detail + "is promised, and THESE IMAGES SHOW THAT IT LOSES MORE", numbers
-    return True, detail + f"is promised at {100 * certificate.confidence:g} % confidence", numbers
+    confidence = f"{100 * certificate.confidence:g} % confidence"
+    return True, detail + f"is promised at {confidence}: not contradicted", numbers

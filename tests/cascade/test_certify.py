@@ -94,12 +94,17 @@ def test_testing_stops_at_the_first_failure():
     assert certify_path([bad], 0.01, 0.95) == 0
 
 
-def test_the_smallest_tolerance_is_that_of_the_normal_approximation():
-    losses = np.zeros(1500, np.int64)
-    losses[:45] = 1  # 3 %
-    assert smallest_tolerance(losses, 0.95) == pytest.approx(1.645 * math.sqrt(0.03 / 1500))
+@pytest.mark.parametrize(("count", "wrong"), [(60, 0), (1000, 0), (1000, 20), (1250, 60), (50, 50)])
+def test_the_smallest_tolerance_is_certified_and_the_next_smaller_one_is_not(count, wrong):
+    losses = np.zeros(count, np.int64)
+    losses[:: max(count // max(wrong, 1), 1)][:wrong] = 1
+    losses = losses if wrong else np.zeros(count, np.int64)
+    found = smallest_tolerance(losses, 0.95)
+    if found < 1:
+        assert certify_path([losses], found, 0.95) == 1
+    assert certify_path([losses], found - 1e-4, 0.95) == 0
+    assert (found == 1.0) == (wrong == count)
     assert smallest_tolerance(losses[:0], 0.95) == 1.0
-    assert smallest_tolerance(np.zeros(100, np.int64), 0.95) == pytest.approx(0.01645)
 
 
 def test_an_interval_covers_the_true_difference():

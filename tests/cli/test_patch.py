@@ -422,7 +422,8 @@ def test_inspect_says_of_each_signature_what_it_is_worth(place, file, tmp_path):
 def test_inspect_over_a_bundle_shows_what_would_change(place, file):
     found = answer("inspect", file, "--bundle", place / "bundle")["changes"]
     assert set(found) == {
-        "base_matches", "bundle_sequence", "labels", "metrics", "steps", "self_test", "formats",
+        "base_matches", "task", "bundle_sequence", "labels", "metrics", "cascade", "steps",
+        "self_test", "formats",
     }  # fmt: skip
     assert (found["base_matches"], found["bundle_sequence"]) == (True, 1)
     assert found["labels"] == list(LABELS)

@@ -2,13 +2,15 @@
 
 import pytest
 import slow_cascade
-from bundle_cases import make_bundle
+from bundle_cases import KEY, make_bundle
 from cascade_cases import CERTIFICATE, IMAGES, KINDS, RUNTIMES, codes_of, make_rule, with_cascade
 from PIL import Image
 
+from patchdeploy.bundle import add_task
 from patchdeploy.cascade import CascadeRule, Stage
 from patchdeploy.cascade.rule import MAX_THRESHOLD
 from patchdeploy.errors import ConfigError, UnknownTaskError
+from patchdeploy.patchfile.pack import Release, Signer
 from patchdeploy.runtime import Engine
 from patchdeploy.runtime.bundle_store import open_store
 
@@ -132,3 +134,22 @@ def test_a_new_patch_of_a_store_brings_its_own_cascade(bundles, tmp_path):
         assert engine.cascade_counts("first") == {}
         assert engine.classify(IMAGES[0], "first", cascade=True).resolution == 24
         assert engine.cascade_counts("first") == {24: 1}
+
+
+def test_a_new_patch_that_has_lost_its_cascade_answers_at_one_resolution(bundles, tmp_path, caplog):
+    """An app that classifies by a cascade goes on when a patch without one is installed."""
+    made = make_bundle(tmp_path / "bundle", signed=True)
+    bundle = with_cascade(made, "first", CascadeRule("margin", (Stage(16, 0, 0),)), 2)
+    plain = make_bundle(tmp_path / "plain", signed=True)
+    release = Release(9, signers=(Signer(KEY, 0),))
+    newer = add_task(plain.path, plain.patch("first"), replace_existing=True, release=release)
+    store = open_store(tmp_path / "store", bundle)
+    with Engine.open(bundle, store=store, refresh_seconds=None) as engine:
+        assert engine.classify(IMAGES[0], "first", cascade=True).resolution == 16
+        store.install(newer.read(newer.task("first").file))
+        engine.refresh()
+        found = engine.classify(list(IMAGES[:3]), "first", cascade=True)
+        assert [one.resolution for one in found] == [24, 24, 24]
+        assert caplog.text.count("its patch has no cascade; 24 px answer every image") == 1
+        with pytest.raises(ConfigError, match="has no cascade"):
+            engine.prewarm_cascade("first")

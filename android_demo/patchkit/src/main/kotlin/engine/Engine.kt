@@ -37,7 +37,7 @@ public class Engine(
     private val bundle: Bundle,
     private val backend: Backend,
     budgetBytes: Long? = null,
-    store: Store? = null,
+    private val store: Store? = null,
 ) : AutoCloseable {
     private val finder = VersionFinder(bundle, store)
     private val refreshing = ReentrantLock()
@@ -111,13 +111,15 @@ public class Engine(
 
     /**
      * Classify one image by the cascade that the task's patch carries: at the first resolution that is
-     * sure of it.
+     * sure of it. Over a store, where a newer patch may have lost it, the default resolution answers
+     * then.
      *
-     * @throws ConfigException its patch has none.
+     * @throws ConfigException its patch has none, and there is no store.
      * @throws RuntimeBackendException as [classify].
      */
     public fun classifyByCascade(image: Pixels, task: String): Prediction {
         val version = version(task)
+        if (version.cascade == null && store != null) return classify(image, version, choose(version, null))
         val rule = requireCascade(version).rule
         var times = Times(0.0, 0.0, 0.0, 0.0)
         lateinit var answer: StageAnswer

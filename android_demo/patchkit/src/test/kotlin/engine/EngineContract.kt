@@ -168,6 +168,7 @@ public abstract class EngineContract(private val format: String, private val mos
             assertFalse(old.scores.contentEquals(new.scores))
             assertEquals(listOf(5L, true), engine.version("first").let { listOf(it.sequence, it.fromStore) })
             assertTrue(engine.classify(images[0], "third").scores.isNotEmpty())
+            assertEquals(24, engine.classifyByCascade(images[0], "first").resolution) // the update has none
             store.revert("first")
             assertEquals(listOf("first"), engine.refresh())
             assertArrayEquals(old.scores, engine.classify(images[0], "first", 16).scores)
