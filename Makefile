@@ -38,6 +38,7 @@ faults: $(VENV)/.dev
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/faults/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(BIN)/python tests/android/fuzz_kotlin.py --seconds $(FUZZ_SECONDS)
 
 # All that reads a file before it is trusted, and the whole store.
 COVERED := patchdeploy/patchfile/container.py,patchdeploy/patchfile/header.py,$\
@@ -53,7 +54,9 @@ MAVEN_LOG := -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
   -Dorg.slf4j.simpleLogger.log.org.apache.maven.plugin.surefire=info
 android: $(VENV)/.dev
 	cd android_demo && MAVEN_OPTS='$(MAVEN_LOG)' mvn -B -ntp verify
-	$(BIN)/python tests/android/compare.py --patches $(PATCHES)
+	PATCHKIT_AGENT=$$($(BIN)/python tests/android/branches.py --agent) \
+	  $(BIN)/python tests/android/compare.py --patches $(PATCHES)
+	$(BIN)/python tests/android/branches.py
 
 PARTS ?=
 ARM_CACHE ?= out/arm

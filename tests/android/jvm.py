@@ -23,7 +23,15 @@ class Patchkit:
     """A running JVM, to be used in a ``with`` statement."""
 
     def __init__(self, jar: Path = JAR) -> None:
-        command = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-cp"]
+        agent = os.environ.get("PATCHKIT_AGENT")  # of branches.py
+        command = [
+            "java",
+            *([agent] if agent else []),
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Xmx256m",
+            "-cp",
+        ]
         places = [os.environ.get("PATCHKIT_CLASSES"), str(jar)]  # planted_bugs.py sets the first
         path = os.pathsep.join(one for one in places if one)
         self._process = subprocess.Popen(

@@ -16,18 +16,18 @@ import importlib
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
+
+from fuzz_stats import read_stats  # noqa: E402
 
 CORPUS = HERE / "corpus"
 RESULTS = HERE / "results"
@@ -72,14 +72,6 @@ def fuzz_target(name: str, seconds: int, out: Path) -> int:
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-3000:])  # noqa: T201
     return 1 if done.returncode else 0
-
-
-def read_stats(log: str) -> dict[str, Any]:
-    """Inputs tried, edges reached and inputs kept, as libFuzzer says at the end."""
-    inputs = re.findall(r"number_of_executed_units:\s+(\d+)", log)
-    reached = re.findall(r"cov: (\d+) .*? corp: (\d+)/", log)
-    edges, kept = reached[-1] if reached else (0, 0)
-    return {"inputs": int(inputs[-1]) if inputs else 0, "edges": int(edges), "kept": int(kept)}
 
 
 def write_seeds() -> int:

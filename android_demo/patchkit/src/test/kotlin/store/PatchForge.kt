@@ -3,12 +3,14 @@ package patchdeploy.patchkit.store
 import com.google.crypto.tink.subtle.Ed25519Sign
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import patchdeploy.patchkit.Bytes
 import patchdeploy.patchkit.base64
 import patchdeploy.patchkit.child
 import patchdeploy.patchkit.children
 import patchdeploy.patchkit.coding.CodingTable
 import patchdeploy.patchkit.json.encodeCanonical
 import patchdeploy.patchkit.json.parseCanonical
+import patchdeploy.patchkit.patchfile.CheckedPatch
 import patchdeploy.patchkit.patchfile.Policy
 import patchdeploy.patchkit.patchfile.checkPatchFile
 import patchdeploy.patchkit.patchfile.decodeChecked
@@ -26,6 +28,13 @@ internal object PatchForge {
 
     /** Whoever signs with the test keys, for this base; nothing else is demanded. */
     val policy: Policy = policyOf(payloads.child("policy")).copy(runtime = null, task = null)
+
+    /** A good file after checks 1 to 6. */
+    val checked: CheckedPatch by lazy { checkPatchFile(good, policy) }
+
+    /** The same with another payload, which its header no longer fits. */
+    fun withPayload(payload: Bytes): CheckedPatch =
+        CheckedPatch(checked.header, payload, checked.sha256, checked.signedBy, checked.fileBytes)
 
     /** Check 9 passes but for the tasks that [refused] names. */
     fun hooks(vararg refused: String) = Hooks(::checkPatchFile, { decodeChecked(it, table) }) { checked, _ ->
