@@ -53,6 +53,7 @@ PATCHES ?= 1000
 MAVEN_LOG := -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
   -Dorg.slf4j.simpleLogger.log.org.apache.maven.plugin.surefire=info
 android: $(VENV)/.dev
+	rm -f android_demo/patchkit/target/coverage/branches.ic
 	cd android_demo && MAVEN_OPTS='$(MAVEN_LOG)' mvn -B -ntp verify
 	PATCHKIT_AGENT=$$($(BIN)/python tests/android/branches.py --agent) \
 	  $(BIN)/python tests/android/compare.py --patches $(PATCHES)
