@@ -250,6 +250,21 @@ def _ties(rng: Rng) -> tuple[bytes, CodingTable]:
     return forge(header.to_bytes(), payload, (0,)), table
 
 
+def _tiny_scales(rng: Rng) -> tuple[bytes, CodingTable]:
+    """Activation scales about the least normal float32, alike, so that no other rule refuses."""
+    classes, sides = int(rng.integers(2, 5)), (24,)
+    table = tiny_table()
+    layout = table.layout
+    rows, sites = layout.rows - layout.head_capacity + classes, layout.sites
+    bits = int(rng.choice([0, 1, 0x7FFFFF, 0x800000, 0x800001]))
+    contents = zeros(classes, 1)
+    contents["steps"] = bytes(4) + struct.pack("4b", *[-128] * 4)
+    contents["activations"] = bytes(sites) + pack_planes(np.full(sites, bits - 0x3D000000))
+    contents["scales"] = contents["biases"] = pack_planes(np.zeros(rows, int))
+    payload = b"".join(part(k, contents[one]) for k, one in enumerate(PARTS))
+    return forge(make_header(payload, table, classes, sides).to_bytes(), payload, (0,)), table
+
+
 def _odd_frame(rng: Rng) -> tuple[bytes, CodingTable]:
     """One part with another number, method or length, or another stream."""
     classes, sides = _shape(rng)
@@ -279,6 +294,6 @@ def _of_fault_row(index: int) -> Callable[[Rng], tuple[bytes, CodingTable]]:
 
 
 KINDS: tuple[Callable[[Rng], tuple[bytes, CodingTable]], ...] = (
-    *(_valid, _odd_notes, _odd_values, _ties, _odd_frame, _odd_file),
+    *(_valid, _odd_notes, _odd_values, _ties, _tiny_scales, _odd_frame, _odd_file),
     *(_of_fault_row(index) for index in range(len(MAKERS))),
 )
