@@ -19,7 +19,7 @@ TARGET = HERE.parents[1] / "android_demo" / "patchkit" / "target"
 AGENT = TARGET / "coverage" / "kover-jvm-agent.jar"
 NOTES = TARGET / "coverage" / "branches.ic"
 PACKAGES = ("bundle", "cascade", "coding", "image", "json", "patchfile", "slots", "store")
-MOST_LINES = 190
+MOST_LINES = 160
 """Lines that still have such a branch; whoever reaches some lowers it."""
 
 
