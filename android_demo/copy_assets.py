@@ -2,7 +2,7 @@
 
 In: bundle folders, of which the first that is there is taken. Out: a folder with ``bundle/`` and
 ``pictures/<task>-<number>-<label>.png`` from images of packaged sets that no training has seen. Files
-that are the same already keep their times. The last step opens what was copied, hashes and all.
+that are the same already keep their times.
 
     python android_demo/copy_assets.py --assets FOLDER out/demo/bundle out/android/bundle
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -37,14 +38,15 @@ def main() -> int:
         sys.exit(f"no bundle in {', '.join(map(str, options.bundles))}; make demo writes the first")
     bundle = open_bundle(places[0])
     files = {f"bundle/{path}": bundle.read(path) for path in shipping(bundle)}
+    files[f"bundle/{MANIFEST}"] = (bundle.path / MANIFEST).read_bytes()
     files |= {f"pictures/{name}": data for name, data in pictures(bundle)}
     write(options.assets, files)
     return 0
 
 
 def shipping(bundle: Bundle) -> list[str]:
-    """Paths of what an app needs, the manifest with it."""
-    return [MANIFEST, *(path for path, one in bundle.manifest.files.items() if one.ships)]
+    """Paths of what an app needs, without the manifest."""
+    return [path for path, one in bundle.manifest.files.items() if one.ships]
 
 
 def pictures(bundle: Bundle) -> list[tuple[str, bytes]]:
@@ -55,7 +57,8 @@ def pictures(bundle: Bundle) -> list[tuple[str, bytes]]:
         classes = np.linspace(0, len(test.classes) - 1, PICTURES).round().astype(int)
         for number, label in enumerate(sorted(set(classes.tolist()))):
             image = test.images[int(np.flatnonzero(np.asarray(test.labels) == label)[0])]
-            found.append((f"{task}-{number}-{test.classes[label]}.png", to_png(np.asarray(image))))
+            name = re.sub(r"[^\w-]", " ", test.classes[label])
+            found.append((f"{task}-{number}-{name}.png", to_png(np.asarray(image))))
     return found
 
 

@@ -15,10 +15,8 @@ class AssetFiles(private val assets: AssetManager, private val folder: String) :
     override fun read(path: String, most: Int): ByteArray = assets.open("$folder/$path").use { readAtMost(it, most) }
 
     override fun map(path: String): ByteBuffer? = try {
-        assets.openFd("$folder/$path").use { part ->
-            FileInputStream(part.fileDescriptor).use { file ->
-                file.channel.map(FileChannel.MapMode.READ_ONLY, part.startOffset, part.declaredLength)
-            }
+        assets.openFd("$folder/$path").use { part -> // it owns the descriptor, the stream does not
+            FileInputStream(part.fileDescriptor).channel.map(FileChannel.MapMode.READ_ONLY, part.startOffset, part.declaredLength)
         }
     } catch (_: FileNotFoundException) { // compressed: it can only be read
         null

@@ -8,7 +8,7 @@ import android.widget.ProgressBar
 /** Start, cancel, figures, export. */
 internal class BenchmarkPage(private val root: View, private val demo: Demo, actions: Actions) {
     private val context = root.context
-    private val groups: ViewGroup = root.findViewById(R.id.benchmark_rows)
+    private val groups: ViewGroup = root.part(R.id.benchmark_rows)
     private var shown: BenchmarkReport? = null
 
     init {
@@ -23,7 +23,7 @@ internal class BenchmarkPage(private val root: View, private val demo: Demo, act
         root.text(R.id.benchmark_start).showIf(running == null)
         root.text(R.id.benchmark_cancel).showIf(running != null)
         root.text(R.id.benchmark_export).showIf(benchmark is BenchmarkState.Done)
-        val bar = root.findViewById<ProgressBar>(R.id.benchmark_bar)
+        val bar = root.part<ProgressBar>(R.id.benchmark_bar)
         bar.showIf(running != null)
         if (running != null) bar.progress = 1000 * running.done / running.total
         val status = root.text(R.id.benchmark_status)

@@ -33,7 +33,7 @@ private const val IMAGES = 2
  * everything that was opened is closed.
  */
 class CameraSource(private val context: Context) : FrameSource {
-    private val manager = context.getSystemService(CameraManager::class.java)
+    private val manager = context.getSystemService(CameraManager::class.java)!!
     private val thread = HandlerThread("camera").apply { start() }
     private val handler = Handler(thread.looper)
     private var listener: FrameListener? = null
@@ -69,7 +69,7 @@ class CameraSource(private val context: Context) : FrameSource {
     private fun facing(id: String): Int? = manager.getCameraCharacteristics(id).get(CameraCharacteristics.LENS_FACING)
 
     @Suppress("DEPRECATION") // Context.getDisplay is there from API 30 on
-    private fun displayDegrees(): Int = when (context.getSystemService(WindowManager::class.java).defaultDisplay.rotation) {
+    private fun displayDegrees(): Int = when (context.getSystemService(WindowManager::class.java)!!.defaultDisplay.rotation) {
         Surface.ROTATION_90 -> 90
         Surface.ROTATION_180 -> 180
         Surface.ROTATION_270 -> 270

@@ -12,10 +12,10 @@ private const val SHOWN_ANSWERS = 5
 /** Picture, choices, answers and what they cost. */
 internal class ClassifyPage(private val root: View, private val demo: Demo, private val actions: Actions, sample: (String) -> Bitmap) {
     private val context = root.context
-    private val picture: ImageView = root.findViewById(R.id.picture)
-    private val bars: ViewGroup = root.findViewById(R.id.bars)
-    private val costs: ViewGroup = root.findViewById(R.id.costs)
-    private val samples = Samples(root.findViewById(R.id.samples), sample) { demo.choose(Source.Sample(it)) }
+    private val picture: ImageView = root.part(R.id.picture)
+    private val bars: ViewGroup = root.part(R.id.bars)
+    private val costs: ViewGroup = root.part(R.id.costs)
+    private val samples = Samples(root.part(R.id.samples), sample) { demo.choose(Source.Sample(it)) }
 
     init {
         root.text(R.id.camera).onTap(actions::useCamera)
@@ -38,7 +38,7 @@ internal class ClassifyPage(private val root: View, private val demo: Demo, priv
 
     private fun showChoices(state: UiState.Ready) {
         showChips(
-            root.findViewById(R.id.task_chips),
+            root.part(R.id.task_chips),
             state.tasks.filter { it.sequence != null }.map { Chip(it.task, it.task == state.selection.task) { demo.selectTask(it.task) } },
         )
         val task = state.task ?: return
@@ -48,7 +48,7 @@ internal class ClassifyPage(private val root: View, private val demo: Demo, priv
         }
         val description = context.getString(R.string.auto_description)
         val auto = Chip(context.getString(R.string.auto), chosen == null, task.hasCascade, description) { demo.selectResolution(null) }
-        showChips(root.findViewById(R.id.resolution_chips), sides + auto)
+        showChips(root.part(R.id.resolution_chips), sides + auto)
     }
 
     private fun showNothing(words: String) {
@@ -67,7 +67,7 @@ internal class ClassifyPage(private val root: View, private val demo: Demo, priv
             val row = bars.getChildAt(k)
             row.text(R.id.label).text = one.label
             row.text(R.id.share).text = percent(one.probability)
-            row.findViewById<ProgressBar>(R.id.bar).progress = Math.round(one.probability * 1000)
+            row.part<ProgressBar>(R.id.bar).progress = Math.round(one.probability * 1000)
             row.contentDescription = context.getString(R.string.answer_description, one.label, percent(one.probability))
         }
         showCosts(answer)
@@ -93,7 +93,7 @@ internal class ClassifyPage(private val root: View, private val demo: Demo, priv
 
     private fun showPatch(state: UiState.Ready) {
         val task = state.task ?: return
-        root.findViewById<ProgressBar>(R.id.patch_share).progress = (1000L * task.patchBytes / task.wholeBytes).toInt().coerceAtLeast(1)
+        root.part<ProgressBar>(R.id.patch_share).progress = (1000L * task.patchBytes / task.wholeBytes).toInt().coerceAtLeast(1)
         root.text(R.id.patch_beside_model).text = context.getString(
             R.string.patch_beside_model, bytes(context, task.patchBytes.toLong()), bytes(context, task.wholeBytes.toLong()),
         )

@@ -29,8 +29,9 @@ class MainActivity : Activity(), Actions {
         super.onCreate(saved)
         demo = (application as DemoApplication).demo
         setContentView(R.layout.main)
-        keepOffSystemBars(findViewById(R.id.root))
-        pages = Pages(findViewById(R.id.root), demo, this) { Platform.of(this).pictures.sample(it) }
+        val root = window.decorView.part<View>(R.id.root)
+        keepOffSystemBars(root)
+        pages = Pages(root, demo, this) { Platform.of(this).pictures.sample(it) }
         wishIn(saved)?.let(demo::restore)
         if (saved == null) take(intent)
     }

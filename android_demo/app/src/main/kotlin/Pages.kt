@@ -6,10 +6,10 @@ import android.view.View
 /** All pages and what is on each of them: which is shown, and the notice below. */
 internal class Pages(private val root: View, private val demo: Demo, actions: Actions, sample: (String) -> Bitmap) {
     private val context = root.context
-    private val classify = ClassifyPage(root.findViewById(R.id.page_classify), demo, actions, sample)
-    private val tasks = TasksPage(root.findViewById(R.id.page_tasks), demo, actions)
-    private val benchmark = BenchmarkPage(root.findViewById(R.id.page_benchmark), demo, actions)
-    private val settings = SettingsPage(root.findViewById(R.id.page_settings), demo)
+    private val classify = ClassifyPage(root.part(R.id.page_classify), demo, actions, sample)
+    private val tasks = TasksPage(root.part(R.id.page_tasks), demo, actions)
+    private val benchmark = BenchmarkPage(root.part(R.id.page_benchmark), demo, actions)
+    private val settings = SettingsPage(root.part(R.id.page_settings), demo)
     private val views = mapOf(
         Page.CLASSIFY to (R.id.page_classify to R.id.tab_classify),
         Page.TASKS to (R.id.page_tasks to R.id.tab_tasks),
@@ -26,10 +26,10 @@ internal class Pages(private val root: View, private val demo: Demo, actions: Ac
 
     fun show(state: UiState) {
         val ready = state as? UiState.Ready
-        root.findViewById<View>(R.id.opening).showIf(ready == null)
-        root.findViewById<View>(R.id.tabs).showIf(ready != null)
+        root.part<View>(R.id.opening).showIf(ready == null)
+        root.part<View>(R.id.tabs).showIf(ready != null)
         for ((page, ids) in views) {
-            root.findViewById<View>(ids.first).showIf(page == ready?.page)
+            root.part<View>(ids.first).showIf(page == ready?.page)
             root.text(ids.second).isSelected = page == ready?.page
         }
         showNotice(ready?.notice)
@@ -44,7 +44,7 @@ internal class Pages(private val root: View, private val demo: Demo, actions: Ac
     }
 
     private fun showOpening(problem: Problem?) {
-        root.findViewById<View>(R.id.opening_progress).showIf(problem == null)
+        root.part<View>(R.id.opening_progress).showIf(problem == null)
         for (id in listOf(R.id.opening_title, R.id.opening_hint)) root.text(id).showIf(problem != null)
         root.text(R.id.opening_title).setText(R.string.refused_title)
         root.text(R.id.opening_hint).setText(R.string.refused_hint)
@@ -52,7 +52,7 @@ internal class Pages(private val root: View, private val demo: Demo, actions: Ac
     }
 
     private fun showNotice(notice: Notice?) {
-        val view = root.findViewById<View>(R.id.notice)
+        val view = root.part<View>(R.id.notice)
         view.showIf(notice != null)
         val isBad = notice is Notice.Failed
         view.setBackgroundResource(if (isBad) R.drawable.warning_card else R.drawable.note_card)

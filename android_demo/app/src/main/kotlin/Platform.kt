@@ -57,12 +57,12 @@ class Device(private val context: Context) {
         "os" to "Android ${Build.VERSION.RELEASE} (API ${Build.VERSION.SDK_INT})",
         "machine" to Build.SUPPORTED_ABIS.firstOrNull(),
         "thermal_status" to thermalStatus(),
-        "power_save" to context.getSystemService(PowerManager::class.java).isPowerSaveMode,
+        "power_save" to context.getSystemService(PowerManager::class.java)!!.isPowerSaveMode,
     )
 
     /** 0 (none) to 6 (shutdown) as PowerManager has it; null before API 29. */
     fun thermalStatus(): Int? =
-        if (Build.VERSION.SDK_INT >= 29) context.getSystemService(PowerManager::class.java).currentThermalStatus else null
+        if (Build.VERSION.SDK_INT >= 29) context.getSystemService(PowerManager::class.java)!!.currentThermalStatus else null
 
     /** Memory that this process alone holds (proportional set size). */
     fun memoryBytes(): Long = Debug.getPss() * 1024

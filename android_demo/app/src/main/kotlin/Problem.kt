@@ -5,6 +5,8 @@ import java.io.FileNotFoundException
 import java.io.IOException
 import java.text.DateFormat
 import java.util.Date
+import java.util.logging.Level
+import java.util.logging.Logger
 import patchdeploy.patchkit.ConfigException
 import patchdeploy.patchkit.FileFormatException
 import patchdeploy.patchkit.IntegrityException
@@ -30,10 +32,17 @@ class Words(val text: Int, vararg val arguments: Any) {
  */
 class Problem(val words: Words, val cause: Throwable? = null) {
     fun say(context: Context): String = words.say(context)
+
+    override fun toString(): String = "Problem($cause)"
 }
 
+private val LOGGER: Logger = Logger.getLogger("patchdeploy.demo")
+
 /** Anything that the engine, the disk or the network threw, in words. */
-fun problemOf(error: Throwable): Problem = Problem(wordsOf(error), error)
+fun problemOf(error: Throwable): Problem {
+    LOGGER.log(Level.WARNING, "said to the user in words", error)
+    return Problem(wordsOf(error), error)
+}
 
 private fun wordsOf(error: Throwable): Words = when (error) {
     is PatchRefusedException -> refusalWords(error)

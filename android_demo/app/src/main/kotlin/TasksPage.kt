@@ -10,8 +10,8 @@ import java.util.Date
 /** What is installed, and ways to install more. */
 internal class TasksPage(private val root: View, private val demo: Demo, private val actions: Actions) {
     private val context = root.context
-    private val rows: ViewGroup = root.findViewById(R.id.task_rows)
-    private val address: EditText = root.findViewById(R.id.address)
+    private val rows: ViewGroup = root.part(R.id.task_rows)
+    private val address: EditText = root.part(R.id.address)
 
     init {
         root.text(R.id.download).onTap { demo.installer.install(address.text.toString().trim()) }
@@ -62,9 +62,9 @@ internal class TasksPage(private val root: View, private val demo: Demo, private
     private fun date(seconds: Long): String = DateFormat.getDateInstance(DateFormat.LONG).format(Date(seconds * 1000))
 
     private fun showTransfer(transfer: Transfer?) {
-        root.findViewById<View>(R.id.transfer).showIf(transfer != null)
+        root.part<View>(R.id.transfer).showIf(transfer != null)
         if (transfer == null) return
-        val bar = root.findViewById<ProgressBar>(R.id.transfer_bar)
+        val bar = root.part<ProgressBar>(R.id.transfer_bar)
         bar.isIndeterminate = transfer.totalBytes == null && transfer.failure == null
         bar.progress = if (transfer.totalBytes == null) 0 else (1000 * transfer.bytes / maxOf(transfer.totalBytes, 1)).toInt()
         val done = bytes(context, transfer.bytes)

@@ -12,7 +12,10 @@ import java.text.NumberFormat
 
 /** What pages have in common: texts, chips, figures in the language of the screen. */
 
-internal fun View.text(id: Int): TextView = findViewById(id)
+/** A view that the layout has. */
+internal fun <V : View> View.part(id: Int): V = findViewById<V>(id)!!
+
+internal fun View.text(id: Int): TextView = part(id)
 
 internal fun View.showIf(isShown: Boolean) {
     visibility = if (isShown) View.VISIBLE else View.GONE

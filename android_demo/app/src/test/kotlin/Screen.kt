@@ -15,7 +15,7 @@ import org.robolectric.Shadows.shadowOf
 import org.robolectric.android.controller.ActivityController
 
 /** How long background work may take on a busy machine before a test gives up. */
-private const val PATIENCE_MS = 60_000L
+private const val PATIENCE_MS = 30_000L
 
 /** The activity as a person sees it: texts, taps, pictures of the screen. */
 class Screen(val controller: ActivityController<MainActivity>) : AutoCloseable {
@@ -27,6 +27,7 @@ class Screen(val controller: ActivityController<MainActivity>) : AutoCloseable {
     fun await(what: String, holds: () -> Boolean) {
         val end = System.nanoTime() + PATIENCE_MS * 1_000_000
         while (!holds()) {
+            (demo.state as? UiState.Refused)?.let { throw AssertionError("the app refused to start", it.problem.cause) }
             assertTrue("waited in vain for $what; the state is ${demo.state}", System.nanoTime() < end)
             shadowOf(Looper.getMainLooper()).idle()
             Thread.sleep(5)
@@ -36,11 +37,12 @@ class Screen(val controller: ActivityController<MainActivity>) : AutoCloseable {
 
     fun awaitAnswer() = await("an answer and the self-test") {
         val ready = demo.state as? UiState.Ready
-        ready?.answer is Answer.Found && ready.parity != Parity.Running && ready.parity != Parity.Unknown &&
-            ready.answer.let { (it as Answer.Found).prediction.task == ready.selection.task }
+        val answer = ready?.answer as? Answer.Found
+        answer != null && answer.prediction.task == ready.selection.task && ready.parity != Parity.Running &&
+            ready.parity != Parity.Unknown
     }
 
-    fun <V : View> view(id: Int): V = activity.findViewById(id)
+    fun <V : View> view(id: Int): V = activity.window.decorView.part(id)
 
     fun text(id: Int): String = view<TextView>(id).text.toString()
 
