@@ -29,7 +29,7 @@ class Demo(private val platform: Platform) {
     private var selection: Selection? = null
 
     @Volatile
-    private var lastPixels: Pixels? = null
+    private var lastPicture: Picture? = null
 
     @Volatile
     private var lastSwapMs = 0.0
@@ -242,21 +242,20 @@ class Demo(private val platform: Platform) {
     private fun show(source: Source) {
         try {
             val bitmap = if (source is Source.Sample) platform.pictures.sample(source.name) else platform.pictures.picked((source as Source.Picture).uri)
-            answer(bitmap.toPixels(), bitmap)
+            answer(Picture(bitmap.toPixels(), bitmap))
         } catch (error: Exception) {
             update { it.copy(picture = null, answer = Answer.Failed(Problem(Words(R.string.problem_picture), error))) }
         }
     }
 
-    private fun answerAgain(): Unit = answering.execute { lastPixels?.let { answer(it, null) } }
+    private fun answerAgain(): Unit = answering.execute { lastPicture?.let(::answer) }
 
-    /** @param bitmap to show with the answer; null: the one that is shown. */
-    private fun answer(pixels: Pixels, bitmap: Bitmap?) {
-        lastPixels = pixels
+    private fun answer(picture: Picture) {
+        lastPicture = picture
         val asked = selection ?: return
         val found = try {
             val session = session ?: return
-            val prediction = session.classify(pixels, asked)
+            val prediction = session.classify(picture.pixels, asked)
             if (prediction.times.swapMs > 0) lastSwapMs = prediction.times.swapMs
             Answer.Found(prediction, lastSwapMs, session.engine.residentBytes)
         } catch (error: Exception) {
@@ -265,7 +264,7 @@ class Demo(private val platform: Platform) {
             session?.engine?.trim()
             Answer.Failed(problemOf(error))
         }
-        update { if (it.selection == asked) it.copy(answer = found, picture = bitmap ?: it.picture) else it }
+        update { if (it.selection == asked) it.copy(answer = found, picture = picture.bitmap) else it }
     }
 
     private fun testParity(): Unit = changing.execute {
@@ -282,19 +281,31 @@ class Demo(private val platform: Platform) {
     /** A frame that comes while another is answered is dropped; each is closed whatever happens. */
     private inner class CameraListener : FrameListener {
         override fun onFrame(frame: Frame) {
-            val pixels = frame.use { if (isBusy.compareAndSet(false, true)) it.toPixels() else null } ?: return
+            val pixels = frame.use { if (isBusy.compareAndSet(false, true)) convert(it) else null } ?: return
             answering.execute {
                 try {
-                    answer(pixels, pixels.toBitmap())
+                    answer(Picture(pixels, pixels.toBitmap()))
                 } finally {
                     isBusy.set(false)
                 }
             }
         }
 
+        /** Null, and a notice, for a frame that is none. */
+        private fun convert(frame: Frame): Pixels? = try {
+            frame.toPixels()
+        } catch (error: RuntimeException) {
+            isBusy.set(false)
+            fail(error)
+            null
+        }
+
         override fun onProblem(problem: Problem): Unit = onSourceLost(problem)
     }
 }
+
+/** What the engine gets, and the same for the screen. */
+private class Picture(val pixels: Pixels, val bitmap: Bitmap)
 
 /** What a screen showed, so that another process can show it again. */
 data class Wish(val page: Page, val selection: Selection, val source: Source)

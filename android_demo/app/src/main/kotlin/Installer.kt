@@ -1,9 +1,10 @@
 package patchdeploy.demo
 
 import java.io.IOException
+import java.io.InputStream
+import java.net.MalformedURLException
 import java.util.concurrent.Executors
 import patchdeploy.patchkit.bundle.readAtMost
-import java.io.InputStream
 
 /** Patches into the store: from a file, a link or an address. A failure leaves all as it was. */
 internal class Installer(private val platform: Platform, private val demo: Demo) {
@@ -28,17 +29,14 @@ internal class Installer(private val platform: Platform, private val demo: Demo)
                 demo.change { session -> install(session, data) }
             } catch (error: IOException) {
                 fail(url, error)
-            } catch (error: IllegalArgumentException) { // no address at all
-                fail(url, error)
             }
         }
     }
 
     /** A download that cannot be resumed is no transfer any more, but a notice. */
-    private fun fail(url: String, error: Exception) {
+    private fun fail(url: String, error: IOException) {
         val problem = problemOf(error)
-        val isFinal = error is HttpException || error is TooLongException || error is IllegalArgumentException ||
-            error is java.net.MalformedURLException
+        val isFinal = error is HttpException || error is TooLongException || error is MalformedURLException
         demo.update { ready ->
             val before = ready.transfer ?: Transfer(url, 0, null)
             if (isFinal) ready.copy(transfer = null, notice = Notice.Failed(problem)) else ready.copy(transfer = before.copy(failure = problem))

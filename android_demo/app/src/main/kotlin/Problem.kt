@@ -3,6 +3,7 @@ package patchdeploy.demo
 import android.content.Context
 import java.io.FileNotFoundException
 import java.io.IOException
+import java.net.MalformedURLException
 import java.text.DateFormat
 import java.util.Date
 import java.util.logging.Level
@@ -51,6 +52,7 @@ private fun wordsOf(error: Throwable): Words = when (error) {
     is TooLongException -> Words(R.string.problem_too_long, error.mostBytes)
     is HttpException -> Words(R.string.problem_http, error.status)
     is SecurityException -> Words(R.string.problem_permission)
+    is MalformedURLException -> Words(R.string.problem_address)
     is FileNotFoundException -> Words(R.string.problem_gone)
     is IOException -> if (isFull(error)) Words(R.string.problem_space) else Words(R.string.problem_network)
     else -> Words(R.string.problem_other, error.message ?: error.javaClass.simpleName)

@@ -38,11 +38,6 @@ class Session(files: BundleFiles, kind: RuntimeKind, threads: Int, storeFolder: 
         if (it == null) engine.classifyByCascade(pixels, selection.task) else engine.classify(pixels, selection.task, it)
     }
 
-    /** Load what [selection] needs before the next picture asks for it. */
-    fun prewarm(selection: Selection) {
-        if (selection.resolution == null) engine.prewarmCascade(selection.task) else engine.prewarm(selection.task, selection.resolution)
-    }
-
     /**
      * The task's own golden images on this runtime.
      *

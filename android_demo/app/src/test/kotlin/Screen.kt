@@ -24,10 +24,10 @@ class Screen(val controller: ActivityController<MainActivity>) : AutoCloseable {
     val ready: UiState.Ready get() = demo.state as UiState.Ready
 
     /** Run the main thread until [holds]. */
-    fun await(what: String, holds: () -> Boolean) {
+    fun await(what: String, mayRefuse: Boolean = false, holds: () -> Boolean) {
         val end = System.nanoTime() + PATIENCE_MS * 1_000_000
         while (!holds()) {
-            (demo.state as? UiState.Refused)?.let { throw AssertionError("the app refused to start", it.problem.cause) }
+            if (!mayRefuse) (demo.state as? UiState.Refused)?.let { throw AssertionError("the app refused to start", it.problem.cause) }
             assertTrue("waited in vain for $what; the state is ${demo.state}", System.nanoTime() < end)
             shadowOf(Looper.getMainLooper()).idle()
             Thread.sleep(5)
