@@ -15,11 +15,9 @@ import org.junit.runner.RunWith
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
-import org.robolectric.annotation.Config
 
 /** Every line of the "Bad input": in words, and the last good patch runs. */
 @RunWith(RobolectricTestRunner::class)
-@Config(sdk = [35])
 class BadInputTest {
     @get:Rule
     val device = TestDevice()

@@ -14,14 +14,12 @@ import org.junit.runner.RunWith
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.annotation.Config
-import org.robolectric.annotation.GraphicsMode
 
 private const val PHONE = "w360dp-h760dp-mdpi"
 
 /** Every form of the screen, drawn; pictures in target/screenshots, the docs' are copied from there. */
 @RunWith(RobolectricTestRunner::class)
-@GraphicsMode(GraphicsMode.Mode.NATIVE)
-@Config(sdk = [35], qualifiers = PHONE)
+@Config(qualifiers = PHONE)
 class ScreensTest {
     private fun shoot(name: String, page: Page = Page.CLASSIFY, look: (Screen, Bitmap) -> Unit) = Screen.open().use { screen ->
         screen.awaitAnswer()

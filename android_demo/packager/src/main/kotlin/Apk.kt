@@ -14,15 +14,16 @@ import java.util.zip.ZipOutputStream
 /** 1980-01-01, the first time that a zip can hold: the same input gives the same bytes. */
 private val NO_TIME: FileTime = FileTime.fromMillis(315_532_800_000L)
 
-/** Where Android looks for a native library, by what JavaCPP's jars and JNA's call the platform. */
-private val ABIS = mapOf("android-arm64" to "arm64-v8a", "android-x86_64" to "x86_64")
+/** The processors that the app is built for, as Android names them. */
+private val ABIS = setOf("arm64-v8a")
 
 /**
  * An APK before it is signed.
  *
  * @param resources the zip of [Resources.link]; what is stored there is stored here.
  * @param dex classes.dex and further ones.
- * @param natives jars whose native libraries lie under a folder `android-arm64` or `android-x86_64`.
+ * @param natives jars and Android archives whose native libraries lie in a folder named as in [ABIS].
+ * @throws ToolException one of them has none.
  */
 public fun assemble(resources: Path, dex: List<Path>, natives: List<Path>, out: Path) {
     ZipOutputStream(Files.newOutputStream(out)).use { zip ->
@@ -38,12 +39,16 @@ public fun assemble(resources: Path, dex: List<Path>, natives: List<Path>, out: 
 
 /** Stored, so that Android maps them from the APK. */
 private fun addLibraries(zip: ZipOutputStream, jar: Path): Unit = ZipFile(jar.toFile()).use { packed ->
-    for (entry in packed.entries()) {
-        val folder = entry.name.split('/').dropLast(1).firstNotNullOfOrNull { ABIS[it] } ?: continue
-        if (!entry.name.endsWith(".so")) continue
-        zip.addEntry("lib/$folder/${entry.name.substringAfterLast('/')}", packed.getInputStream(entry).readBytes(), true)
+    val libraries = packed.entries().asSequence().filter { it.name.endsWith(".so") && abiOf(it.name) in ABIS }.toList()
+    if (libraries.isEmpty()) throw ToolException("$jar has no library for ${ABIS.joinToString()}; take another version of it")
+    for (entry in libraries) {
+        val name = entry.name.substringAfterLast('/')
+        zip.addEntry("lib/${abiOf(entry.name)}/$name", packed.getInputStream(entry).readBytes(), isStored = true)
     }
 }
+
+/** `lib/arm64-v8a/x.so` in a jar of JavaCPP, `jni/arm64-v8a/x.so` in an Android archive. */
+private fun abiOf(path: String): String = path.substringBeforeLast('/').substringAfterLast('/')
 
 internal fun ZipOutputStream.addEntry(name: String, bytes: ByteArray, isStored: Boolean) {
     val entry = ZipEntry(name).apply { lastModifiedTime = NO_TIME }
