@@ -1,8 +1,8 @@
 """The assets of the demo app: a bundle's files that ship, and sample pictures.
 
 In: bundle folders, of which the first that is there is taken. Out: a folder with ``bundle/`` and
-``pictures/<task>-<number>-<label>.png`` from images of packaged sets that no training has seen. Files
-that are the same already keep their times.
+``pictures/<task>-<number>-<label>.png`` from images of packaged sets that no training has seen.
+Files that are the same already keep their times.
 
     python android_demo/copy_assets.py --assets FOLDER out/demo/bundle out/android/bundle
 """

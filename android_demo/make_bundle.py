@@ -1,7 +1,7 @@
 """The bundle that the demo app's tests run on, and the app's own where `make demo` has left none.
 
-In: the embedded base, images that ship in Python packages. Out, in a folder: ``bundle`` (two tasks at
-two resolutions, one with a cascade), and what the tests install: another task, a newer and an
+In: the embedded base, images that ship in Python packages. Out, in a folder: ``bundle`` (two tasks
+at two resolutions, one with a cascade), and what the tests install: another task, a newer and an
 expired version, and a store that was filled over another base. Training is short: it shows that
 things run, not what they reach. The key is made for each run and forgotten: nobody can add to it.
 

@@ -4,6 +4,7 @@ import android.Manifest
 import android.content.ComponentCallbacks2
 import android.content.Intent
 import android.content.pm.PackageManager
+import android.net.Uri
 import java.nio.file.Files
 import java.nio.file.Path
 import org.junit.Assert.assertEquals
@@ -171,7 +172,9 @@ class BadInputTest {
 
     @Test
     fun `a shared file that is no picture`() = opened { screen ->
-        val intent = Intent(Intent.ACTION_SEND).setType("image/png").putExtra(Intent.EXTRA_STREAM, android.net.Uri.parse("content://none/1"))
+        val file = Uri.parse("content://another.app/1")
+        shadowOf(screen.activity.contentResolver).registerInputStreamSupplier(file) { "no picture".byteInputStream() }
+        val intent = Intent(Intent.ACTION_SEND).setType("image/png").putExtra(Intent.EXTRA_STREAM, file)
         screen.controller.newIntent(intent)
         screen.await("the words") { (screen.ready.answer as? Answer.Failed)?.problem?.say(screen.activity) == words(R.string.problem_picture) }
         screen.demo.choose(Source.Sample(screen.ready.samples.first()))

@@ -62,8 +62,8 @@ class ScreensTest {
     }
 
     @Test
-    @Config(qualifiers = "$PHONE-night")
-    fun `at night the screen is dark`() = Unit.also { shoot("dark") { _, picture -> assertTrue(brightness(picture) < 64) } }
+    @Config(qualifiers = "w360dp-h760dp-night-mdpi")
+    fun `at night the screen is dark`() = shoot("dark") { _, picture -> assertTrue(brightness(picture) < 64) }
 
     @Test
     fun `letters of double size leave nothing out`() {
