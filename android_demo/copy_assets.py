@@ -4,7 +4,7 @@ In: bundle folders, of which the first that is there is taken. Out: a folder wit
 ``pictures/<task>-<number>-<label>.png`` from images of packaged sets that no training has seen.
 Files that are the same already keep their times.
 
-    python android_demo/copy_assets.py --assets FOLDER out/demo/bundle out/android/bundle
+    python android_demo/copy_assets.py --assets FOLDER --formats tflite -- out/demo/bundle
 """
 
 from __future__ import annotations
@@ -31,22 +31,26 @@ def main() -> int:
     """Copy from the first bundle that is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--assets", type=Path, required=True, help="folder to write")
+    parser.add_argument("--formats", nargs="+", default=["tflite", "onnx"], help="of base files")
     parser.add_argument("bundles", type=Path, nargs="+", help="the first that is there is taken")
     options = parser.parse_args()
     places = [one for one in options.bundles if (one / MANIFEST).exists()]
     if not places:
         sys.exit(f"no bundle in {', '.join(map(str, options.bundles))}; make demo writes the first")
     bundle = open_bundle(places[0])
-    files = {f"bundle/{path}": bundle.read(path) for path in shipping(bundle)}
+    files = {f"bundle/{path}": bundle.read(path) for path in shipping(bundle, options.formats)}
     files[f"bundle/{MANIFEST}"] = (bundle.path / MANIFEST).read_bytes()
     files |= {f"pictures/{name}": data for name, data in pictures(bundle)}
     write(options.assets, files)
     return 0
 
 
-def shipping(bundle: Bundle) -> list[str]:
-    """Paths of what an app needs, without the manifest."""
-    return [path for path, one in bundle.manifest.files.items() if one.ships]
+def shipping(bundle: Bundle, formats: list[str]) -> list[str]:
+    """Paths of what an app with runtimes for ``formats`` needs, without the manifest."""
+    others = [one for name, one in bundle.manifest.converters.items() if name not in formats]
+    left_out = {path for one in others for path in (one.file, one.slots)}
+    files = bundle.manifest.files
+    return [path for path, one in files.items() if one.ships and path not in left_out]
 
 
 def pictures(bundle: Bundle) -> list[tuple[str, bytes]]:
