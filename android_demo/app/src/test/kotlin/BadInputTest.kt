@@ -40,7 +40,7 @@ class BadInputTest {
 
     @Test
     fun `a patch with another hash starts nothing`() {
-        device.changeBundle = { ChangedFile(it, "patches/fashion.pdp") }
+        device.changeBundle = { ChangedFile(it, "patches/surfaces.pdp") }
         refused(R.string.problem_integrity)
     }
 
