@@ -3,7 +3,7 @@
 # make faults every fault row of docs/faults.md at full length (long), then that page
 # make coverage  branches of the patch file's and the store's code that tests reach; 100 % is demanded
 # make fuzz   the fuzzers, FUZZ_SECONDS each (60)
-# make android  the Kotlin library: compiled, tested, compared with Python (JDK 17 and Maven);
+# make android  the Kotlin library and the demo app: compiled, tested, compared with Python (JDK 17 and Maven);
 #   PATCHES=100000 judges more than 1,000 random patches
 # make arm  a demo bundle on emulated ARM processors, then docs/arm.md (x86-64 Debian, root; an hour);
 #   PARTS="operators golden" runs some of it alone, ARM_CACHE says where packages are kept (out/arm)
@@ -55,6 +55,7 @@ MAVEN_LOG := -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
 android: $(VENV)/.dev
 	rm -f android_demo/patchkit/target/coverage/branches.ic
 	cd android_demo && MAVEN_OPTS='$(MAVEN_LOG)' mvn -B -ntp verify
+	$(BIN)/python tests/android/check_apk.py android_demo/app/target/patchdeploy-demo.apk
 	PATCHKIT_AGENT=$$($(BIN)/python tests/android/branches.py --agent) \
 	  $(BIN)/python tests/android/compare.py --patches $(PATCHES)
 	$(BIN)/python tests/android/branches.py
