@@ -45,6 +45,8 @@ REFUSALS = {
 """What may come of an operation but its result; the others are the others' doing."""
 
 
+CHANGED = 3
+"""Place in an install's answer: whether it changed what is active."""
 MakeAsker = Callable[[Patchkit], Callable[[Settings], Ask]]
 
 
@@ -149,6 +151,8 @@ def _faults(events: list[Event], store: Path) -> list[str]:
     for task in TASKS:
         last = sorted((one for one in done if one.task == task), key=lambda one: one.start)
         for one in last:
+            if not one.answer[CHANGED]:  # a revert may have made it the active one again
+                continue
             missed = [e for e in last if e.end < one.start and e.number > one.number]
             faults += [f"{one} did not see {e}" for e in missed[:1]]
         read = ask_python(SETTINGS)(store, {"do": "read", "task": task}, b"")
