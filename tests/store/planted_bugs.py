@@ -27,7 +27,7 @@ from proof_rules import (
 )
 from proof_use import prove_swaps, prove_updates_in_use
 
-from patchdeploy import storage
+from patchdeploy import storage_locks
 from patchdeploy.errors import PatchdeployError
 from patchdeploy.patchfile import CheckedPatch, Policy, read_container
 from patchdeploy.patchfile.header import PatchHeader
@@ -456,7 +456,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @bug("readers can open the lock", prove_readers_lock, "opened the lock")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(storage, "_lock_mode", lambda folder: 0o644)
+    patch.setattr(storage_locks, "_lock_mode", lambda folder: 0o644)
 
 
 # Rows 11, 16, 17 and 19: other processes, other files
