@@ -43,9 +43,8 @@ def open_lock(path: Path) -> int:
         IrregularFileError: a link, a pipe, a device or a folder has the name.
         OSError: it cannot be opened.
     """
-    flags = _FLAGS
     try:
-        handle = os.open(path, flags, 0o600)
+        handle = os.open(path, _FLAGS, 0o600)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise irregular(path, "a link, or not a regular file") from error

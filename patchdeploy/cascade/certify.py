@@ -19,6 +19,7 @@ depends on the images before i alone: min(sqrt(2 log(1 / delta) / (n var_{i-1}))
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,14 +139,12 @@ def smallest_tolerance(losses: Int64Array, confidence: float) -> float:
         A share; 1 where none below it is certified.
     """
     level = 1 - confidence
-    low, high = 0, TOLERANCE_STEPS
-    while high - low > 1:
-        middle = (low + high) // 2
-        if betting_p_value(losses, middle / TOLERANCE_STEPS, level) <= level:
-            high = middle
-        else:
-            low = middle
-    return high / TOLERANCE_STEPS
+
+    def certifies(step: int) -> bool:
+        return betting_p_value(losses, step / TOLERANCE_STEPS, level) <= level
+
+    steps = range(1, TOLERANCE_STEPS)
+    return (1 + bisect_left(steps, True, key=certifies)) / TOLERANCE_STEPS
 
 
 def paired_interval(losses: Int64Array, confidence: float = 0.95) -> tuple[float, float, float]:
