@@ -271,7 +271,7 @@ class Demo(private val platform: Platform) {
         val task = selection?.task ?: return@execute
         update { it.copy(parity = Parity.Running) }
         val found = try {
-            Parity.Passed(session?.selfTest(task))
+            Parity.Passed(session?.engine?.selfTest(task))
         } catch (error: Exception) {
             Parity.Failed(problemOf(error))
         }

@@ -11,9 +11,7 @@ import java.nio.file.StandardOpenOption.CREATE
 import java.nio.file.StandardOpenOption.TRUNCATE_EXISTING
 import java.nio.file.StandardOpenOption.WRITE
 import java.security.MessageDigest
-
-/** The longest patch file, as docs/patch-format.md has it: header, signatures and payload. */
-const val MOST_PATCH_BYTES: Int = (8 shl 20) + (1 shl 17)
+import patchdeploy.patchkit.patchfile.MAX_FILE_BYTES
 
 private const val CONNECT_MS = 10_000
 private const val READ_MS = 20_000
@@ -87,7 +85,7 @@ class Download(private val url: String, folder: Path, private val progress: (Lon
             HttpURLConnection.HTTP_PARTIAL -> totalOf(connection, here)
             else -> throw HttpException(status)
         }
-        if ((total ?: 0) > MOST_PATCH_BYTES) throw TooLongException(MOST_PATCH_BYTES)
+        if ((total ?: 0) > MAX_FILE_BYTES) throw TooLongException(MAX_FILE_BYTES)
         if (here == 0L) keepTag(connection.getHeaderField("ETag"))
         connection.inputStream.use { copy(it, here, total) }
         if (total != null && Files.size(part) != total) throw IOException("the connection ended early")
@@ -115,7 +113,7 @@ class Download(private val url: String, folder: Path, private val progress: (Lon
                 val count = source.read(chunk)
                 if (count < 0) break
                 bytes += count
-                if (bytes > MOST_PATCH_BYTES) throw TooLongException(MOST_PATCH_BYTES)
+                if (bytes > MAX_FILE_BYTES) throw TooLongException(MAX_FILE_BYTES)
                 target.write(chunk, 0, count)
                 progress(bytes, total)
             }

@@ -5,6 +5,7 @@ import java.io.InputStream
 import java.net.MalformedURLException
 import java.util.concurrent.Executors
 import patchdeploy.patchkit.bundle.readAtMost
+import patchdeploy.patchkit.patchfile.MAX_FILE_BYTES
 
 /** Patches into the store: from a file, a link or an address. A failure leaves all as it was. */
 internal class Installer(private val platform: Platform, private val demo: Demo) {
@@ -12,8 +13,8 @@ internal class Installer(private val platform: Platform, private val demo: Demo)
 
     /** @param open of a file that the user chose; it is read once, away from the main thread. */
     fun install(open: () -> InputStream): Unit = demo.change { session ->
-        val data = open().use { readAtMost(it, MOST_PATCH_BYTES) }
-        if (data.size > MOST_PATCH_BYTES) throw TooLongException(MOST_PATCH_BYTES)
+        val data = open().use { readAtMost(it, MAX_FILE_BYTES) }
+        if (data.size > MAX_FILE_BYTES) throw TooLongException(MAX_FILE_BYTES)
         install(session, data)
     }
 

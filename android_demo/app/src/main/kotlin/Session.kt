@@ -8,9 +8,6 @@ import patchdeploy.patchkit.engine.Engine
 import patchdeploy.patchkit.engine.Prediction
 import patchdeploy.patchkit.engine.openStore
 import patchdeploy.patchkit.image.Pixels
-import patchdeploy.patchkit.patchfile.checkPatchFile
-import patchdeploy.patchkit.patchfile.decodeChecked
-import patchdeploy.patchkit.runtime.runSelfTest
 import patchdeploy.patchkit.store.Files
 import patchdeploy.patchkit.store.Installed
 import patchdeploy.patchkit.store.PatchStatus
@@ -36,20 +33,6 @@ class Session(files: BundleFiles, kind: RuntimeKind, threads: Int, storeFolder: 
     /** By the cascade where [Selection.resolution] is null. */
     fun classify(pixels: Pixels, selection: Selection): Prediction = selection.resolution.let {
         if (it == null) engine.classifyByCascade(pixels, selection.task) else engine.classify(pixels, selection.task, it)
-    }
-
-    /**
-     * The task's own golden images on this runtime.
-     *
-     * @return the largest difference in LSB; null where the patch carries none.
-     */
-    fun selfTest(task: String): Int? {
-        val patch = if (engine.version(task).fromStore) {
-            store.read(task).patch
-        } else {
-            decodeChecked(checkPatchFile(bundle.patchFile(task), bundle.policy(task)), bundle.table)
-        }
-        return runSelfTest(backend, patch, bundle.table)
     }
 
     /** Check, keep, make active, and run from now on. */

@@ -11,7 +11,9 @@ import patchdeploy.patchkit.UnknownTaskException
 import patchdeploy.patchkit.bundle.Bundle
 import patchdeploy.patchkit.image.Pixels
 import patchdeploy.patchkit.image.resizeImage
+import patchdeploy.patchkit.patchfile.decodeChecked
 import patchdeploy.patchkit.runtime.Backend
+import patchdeploy.patchkit.runtime.runSelfTest
 import patchdeploy.patchkit.store.Store
 
 private val LOGGER: Logger = Logger.getLogger("patchdeploy.engine")
@@ -153,6 +155,16 @@ public class Engine(
         val all = requireCascade(version).rule.resolutions.map { px -> load(version, px) { _, times -> times } }
         return LoadTimes(all.sumOf { it.patchMs }, all.sumOf { it.loadMs })
     }
+
+    /**
+     * The golden images of the patch that [task] runs, on this runtime.
+     *
+     * @return the largest difference in LSB of the scores; null where the patch carries none.
+     * @throws UnknownTaskException [version] has the rest.
+     * @throws patchdeploy.patchkit.PatchRefusedException codes "load" and "self_test".
+     */
+    public fun selfTest(task: String): Int? =
+        runSelfTest(backend, decodeChecked(version(task).checked, bundle.table), bundle.table)
 
     /** Let go of a model; an inference that runs ends first. */
     public fun evict(task: String, resolution: Int): Unit =

@@ -92,6 +92,12 @@ public abstract class EngineContract(private val format: String, private val mos
     }
 
     @Test
+    public fun `each task passes its own golden images`(): Unit = open().use { engine ->
+        for (task in engine.tasks) assertTrue(engine.selfTest(task)!! <= mostLsb)
+        assertThrows<UnknownTaskException> { engine.selfTest("third") }
+    }
+
+    @Test
     public fun `what is not there is said by name`(): Unit = open().use { engine ->
         assertThrows<UnknownTaskException> { engine.classify(images[0], "third") }
         val error = assertThrows<UnknownResolutionException> { engine.classify(images[0], "first", 32) }
